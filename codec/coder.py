@@ -1,0 +1,174 @@
+"""Symbols to bytes and back: range coding with exact integer tables.
+
+Each channel has a table over the symbols lowest…lowest + K - 2 and, last, an escape. The coder works with 24 bits of precision;
+a table is handed to it as K counts f with Σf = 2²⁴ - K, and it then codes with the frequencies f + 1 exactly, so no rounding of a
+floating-point number ever decides how a bit is read.
+
+A stream holds, in one run of the coder: all symbols, channel by channel in row-major order, with the escape wherever a value lies
+outside its table; then, for the escapes in the same order, the bit lengths of their distances from the table (1 for the nearest
+value outside); then for each a sign bit (1 = above the table) and the bits of its distance below the leading one, the highest first.
+This is the Elias gamma code with its unary part coded by a static table. Words are little-endian 32-bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+
+from codec.errors import FormatError
+
+PRECISION: Final = 24
+Symbols = npt.NDArray[np.int32]
+_LENGTHS: Final = 33
+"""Distances reach 2³², which has 33 bits."""
+
+
+def _model(counts: npt.NDArray[np.float64]) -> Any:
+    return constriction.stream.model.Categorical(counts, perfect=False)
+
+
+def _length_counts() -> npt.NDArray[np.float64]:
+    """Frequencies 2²³, 2²², … for bit lengths 1, 2, …, at least one each, as counts for the coder."""
+    frequency = np.array([1 << max(0, PRECISION - b) for b in range(1, _LENGTHS + 1)], dtype=np.int64)
+    frequency[0] += (1 << PRECISION) - int(frequency.sum())
+    return (frequency - 1).astype(np.float64)
+
+
+_LENGTH_MODEL = _model(_length_counts())
+_BIT_MODEL = _model(np.full(2, float((1 << PRECISION - 1) - 1)))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """One coding table per channel."""
+
+    lowest: npt.NDArray[np.int64]
+    """C, the symbol that each table begins with."""
+    counts: Sequence[npt.NDArray[np.float64]]
+    """C arrays of K integers (as float64, which is what the coder takes) with sum 2²⁴ - K; the last entry is the escape's."""
+
+    def __post_init__(self) -> None:
+        for f in self.counts:
+            if len(f) < 2 or f.min() < 0 or int(f.sum()) != (1 << PRECISION) - len(f) or not np.array_equal(f, np.floor(f)):
+                raise ValueError("a table's counts must be integers that sum to 2**24 - K")
+
+    @cached_property
+    def models(self) -> list[Any]:
+        """The coder's own form of the tables."""
+        return [_model(f) for f in self.counts]
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """C, how many symbols each table holds, without the escape."""
+        return np.array([len(f) - 1 for f in self.counts], dtype=np.int64)
+
+    def bits(self, symbols: Symbols) -> npt.NDArray[np.float64]:
+        """C, the code length -Σ log2 P of each channel of symbols C×…, escapes and their suffixes included."""
+        out = np.zeros(len(self.counts))
+        suffix = -np.log2((_length_counts() + 1) / (1 << PRECISION))
+        for c, f in enumerate(self.counts):
+            index = symbols[c].astype(np.int64).ravel() - self.lowest[c]
+            size = len(f) - 1
+            inside = (index >= 0) & (index < size)
+            cost = -np.log2((f + 1) / (1 << PRECISION))
+            distance = np.where(index < 0, -index, index - size + 1)[~inside]
+            lengths = _bit_lengths(distance)
+            out[c] = cost[np.where(inside, index, size)].sum() + suffix[lengths - 1].sum() + lengths.sum()
+        return out
+
+
+def _bit_lengths(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Bit lengths of positive integers below 2⁵³."""
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
+
+
+def encode(symbols: Symbols, tables: Tables) -> bytes:
+    """Code symbols C×h×w (any int32 values, any shape behind the channels, empty too) with the channels' tables."""
+    if symbols.dtype != np.int32 or len(symbols) != len(tables.counts):
+        raise ValueError("symbols must be int32, one plane for each table")
+    encoder = constriction.stream.queue.RangeEncoder()
+    if symbols.size == 0:
+        return b""
+    distances = []
+    above = []
+    for plane, lowest, size, model in zip(symbols, tables.lowest, tables.sizes, tables.models, strict=True):
+        index = plane.astype(np.int64).ravel() - lowest
+        outside = (index < 0) | (index >= size)
+        if outside.any():
+            far = index[outside]
+            above.append(far >= 0)
+            distances.append(np.where(far < 0, -far, far - size + 1))
+            index[outside] = size
+        encoder.encode(index.astype(np.int32), model)
+    if distances:
+        distance = np.concatenate(distances)
+        lengths = _bit_lengths(distance)
+        encoder.encode((lengths - 1).astype(np.int32), _LENGTH_MODEL)
+        encoder.encode(_suffix_bits(distance, lengths, np.concatenate(above)), _BIT_MODEL)
+    return np.asarray(encoder.get_compressed()).astype("<u4").tobytes()
+
+
+def _suffix_bits(distance: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], above: npt.NDArray[np.bool_]) -> Symbols:
+    """All sign bits and lower bits of the distances as one flat array of zeros and ones."""
+    owner, shift = _suffix_layout(lengths)
+    bits = distance[owner] >> shift & 1
+    return np.where(shift == lengths[owner] - 1, above[owner], bits).astype(np.int32)
+
+
+def _suffix_layout(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For each suffix bit, the escape that it belongs to and its place value; the leading one's place holds the sign."""
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    start = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return owner, lengths[owner] - 1 - (np.arange(len(owner)) - start)
+
+
+def decode(data: bytes, tables: Tables, shape: tuple[int, ...]) -> Symbols:
+    """The inverse of `encode`: int32 symbols of the given shape, whose first axis is the channel.
+
+    Raises `FormatError` when the data cannot have come from `encode` with these tables and this shape.
+    """
+    channels, plane = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    if len(data) % 4:
+        raise FormatError("the coded latents are not a whole number of words")
+    if plane == 0 or channels == 0:
+        if data:
+            raise FormatError("coded latents where none belong")
+        return np.zeros(shape, np.int32)
+    out = np.empty((channels, plane), np.int64)
+    try:
+        decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        for c, model in enumerate(tables.models):
+            out[c] = decoder.decode(model, plane)
+        escape = out == tables.sizes[:, None]
+        out += tables.lowest[:, None]
+        count = int(escape.sum())
+        if count:
+            lengths = np.asarray(decoder.decode(_LENGTH_MODEL, count)).astype(np.int64) + 1
+            bits = np.asarray(decoder.decode(_BIT_MODEL, int(lengths.sum()))).astype(np.int64)
+            channel = np.nonzero(escape)[0]
+            out[escape] = _from_suffix(bits, lengths, tables.lowest[channel], tables.sizes[channel])
+        exhausted = bool(decoder.maybe_exhausted())
+    except AssertionError as error:  # what constriction raises on data that no encoder writes
+        raise FormatError("the coded latents are damaged") from error
+    if not exhausted:
+        raise FormatError("the coded latents go on behind their end")
+    if out.min() < -(1 << 31) or out.max() >= 1 << 31:
+        raise FormatError("a latent is out of range")
+    return out.astype(np.int32).reshape(shape)
+
+
+def _from_suffix(
+    bits: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], lowest: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The escaped values from their flat suffix bits."""
+    owner, shift = _suffix_layout(lengths)
+    is_sign = shift == lengths[owner] - 1
+    distance = np.zeros(len(lengths), np.int64)
+    np.add.at(distance, owner, np.where(is_sign, 1, bits) << shift)
+    return np.where(bits[is_sign] == 1, lowest + sizes - 1 + distance, lowest - distance)

@@ -1,0 +1,200 @@
+"""The piecewise-linear entropy model: trained in floating point, frozen to integers.
+
+Per latent channel, a cumulative distribution F that is linear between knots and has exponential tails. The
+density of y is then piecewise constant, and that of y + U(-Δ/2, Δ/2), times Δ,
+
+    P(ŷ) = F(ŷ + Δ/2) - F(ŷ - Δ/2),                               (Ballé et al. 2017, section 3 and appendix 6.2)
+
+is piecewise linear; its samples on any grid of spacing Δ sum to one without renormalisation. One F therefore
+serves every quantiser step.
+
+Knots lie at s_c · sinh(0.1 k), k = -K…K: ten to a unit interval around zero, a constant ten per cent apart far from it,
+in units of the learned scale s_c of the channel.
+
+Frozen, everything is an integer: positions on the latent axis in units of 2⁻¹⁷, steps Δ in units of 2⁻¹⁶ (so that the edges
+(n ± ½)Δ of a bin are integers too), and F in units of 2⁻³⁰.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from codec.coder import PRECISION, Tables
+
+SPACING = 0.1
+"""Distance of knots in asinh(y / s_c)."""
+HALF_KNOTS = 80
+"""K: the knots reach to ±sinh(8) = ±1490 scales."""
+STEP_BITS: Final = 16
+"""A frozen step Δ is an integer number of 2⁻¹⁶."""
+CDF_BITS: Final = 30
+"""Frozen values of F are integer numbers of 2⁻³⁰."""
+TAIL_BITS: Final = 16
+"""Tables end where less than 2⁻¹⁶ of the mass is left on a side; what lies beyond is escaped."""
+MAX_SYMBOLS: Final = 1 << 12
+"""No table holds more symbols than this; they are those nearest to the median."""
+Integers = npt.NDArray[np.int64]
+
+
+def knot_grid() -> Tensor:
+    """The 2K + 1 knots in units of a channel's scale, float64."""
+    k = torch.arange(-HALF_KNOTS, HALF_KNOTS + 1, dtype=torch.float64)
+    return torch.sinh(SPACING * k)
+
+
+def start_log_mass() -> Tensor:
+    """Logarithms of the masses (left tail, 2K intervals, right tail) that training starts from, float64.
+
+    They are those of Student's t with two degrees of freedom, F(u) = ½ + u / 2√(2 + u²), whose heavy tails keep a gradient on
+    latents that lie far out when training begins.
+    """
+    grid = knot_grid()
+    cdf = 0.5 + grid / (2 * torch.sqrt(2 + grid * grid))
+    edges = torch.cat([torch.zeros(1, dtype=grid.dtype), cdf, torch.ones(1, dtype=grid.dtype)])
+    return edges.diff().log()
+
+
+class Density(nn.Module):
+    """A trainable piecewise-linear cumulative distribution for each of C channels.
+
+    Parameters: `log_scale` (C), the logarithm of s_c; `logits` (C × 2K + 2), corrections to the logarithms of the
+    masses of the left tail, the intervals and the right tail.
+    """
+
+    grid: Tensor
+    start: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        grid = knot_grid()
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.logits = nn.Parameter(torch.zeros(channels, 2 * HALF_KNOTS + 2))
+        self.register_buffer("grid", grid.to(torch.float32), persistent=False)
+        self.register_buffer("start", start_log_mass().to(torch.float32), persistent=False)
+
+    def masses(self) -> Tensor:
+        """Probability of the left tail, of each interval between knots and of the right tail, C × 2K + 2; rows sum to 1."""
+        return functional.softmax(self.start + self.logits, dim=1)
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """F_c(y) for y of shape B×C×…, the same shape."""
+        masses = self.masses()
+        return self._cdf(y, masses, torch.cumsum(masses[:, :-1], dim=1))
+
+    def likelihood(self, y: Tensor, step: Tensor | float = 1.0) -> Tensor:
+        """F(y + Δ/2) - F(y - Δ/2) for y of shape B×C×… and a step Δ that broadcasts against it."""
+        masses = self.masses()
+        cumulative = torch.cumsum(masses[:, :-1], dim=1)
+        half = step / 2
+        both = self._cdf(torch.cat([y - half, y + half]), masses, cumulative)
+        lower, upper = both.chunk(2)
+        return upper - lower
+
+    def bits(self, y: Tensor, step: Tensor | float = 1.0) -> Tensor:
+        """-log2 of the likelihood, elementwise; finite, with a live gradient, wherever y lies."""
+        return -torch.log2(self.likelihood(y, step) + 1e-9)
+
+    def _cdf(self, y: Tensor, masses: Tensor, cumulative: Tensor) -> Tensor:
+        channels, shape = masses.shape[0], (1, -1) + (1,) * (y.dim() - 2)
+        u = y * torch.exp(-self.log_scale).reshape(shape)
+        edge = math.sinh(SPACING * HALF_KNOTS)
+        inside = u.clamp(-edge, edge)
+        with torch.no_grad():
+            k = torch.floor(torch.asinh(inside) / SPACING).long().add_(HALF_KNOTS).clamp_(0, 2 * HALF_KNOTS - 1)
+            # Rounding of asinh may name the neighbour of the interval; F is continuous, so the linear piece of the
+            # neighbour, extended by a rounding error, gives the same value to that error.
+            row = torch.arange(channels, device=y.device).reshape(shape)
+            left = self.grid[k]
+        slopes = masses[:, 1:-1] / self.grid.diff()
+        flat = k + row * (2 * HALF_KNOTS)
+        base = cumulative[:, :-1].reshape(-1)[flat]
+        value = base + slopes.reshape(-1)[flat] * (inside - left)
+        # Tails: F = m·exp((u + edge)/τ) below, mirrored above, with τ an eighth of the reach of the knots.
+        tau = edge / 8
+        below = functional.embedding(row, masses[:, :1]).squeeze(-1)
+        above = functional.embedding(row, masses[:, -1:]).squeeze(-1)
+        value = value - below * -torch.expm1((u + edge).clamp(max=0) / tau)
+        return value + above * -torch.expm1(-(u - edge).clamp(min=0) / tau)
+
+
+@dataclass(frozen=True)
+class FrozenDensity:
+    """The integer form of a density, from which all coding tables are computed. No floating-point number takes part."""
+
+    grid: Integers
+    """2K + 1 knots in units of 2⁻¹⁶ of a channel's scale, increasing."""
+    scale: Integers
+    """C scales in units of 2⁻¹⁶, positive."""
+    cdf: Integers
+    """C × 2K + 1 values of F at the knots in units of 2⁻³⁰, not decreasing. What lies outside the knots is tail."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.scale), len(self.grid))
+        if self.cdf.shape != shape or shape[1] < 2 or any(a.dtype != np.int64 for a in (self.grid, self.scale, self.cdf)):
+            raise ValueError("the parts of a density do not fit each other")
+        if (np.diff(self.grid) <= 0).any() or abs(self.grid).max() >= 1 << 30 or self.scale.min() < 1 or self.scale.max() >= 1 << 30:
+            raise ValueError("the knots of a density must increase")
+        if (np.diff(self.cdf) < 0).any() or self.cdf.min() < 0 or self.cdf.max() > 1 << CDF_BITS:
+            raise ValueError("a cumulative distribution must not decrease and must lie in 0…1")
+
+    def tables(self, steps: Integers) -> Tables:
+        """Coding tables for quantiser steps Δ (C integers, in units of 2⁻¹⁶): P(n) = F(Δ(n + ½)) - F(Δ(n - ½))."""
+        if steps.shape != self.scale.shape or steps.dtype != np.int64 or steps.min() < 1 or steps.max() >= 1 << 31:
+            raise ValueError("there must be one positive step for each channel")
+        tables = [self._table(c, int(steps[c])) for c in range(len(self.scale))]
+        return Tables(np.array([lowest for lowest, _ in tables], np.int64), [counts for _, counts in tables])
+
+    def _table(self, channel: int, step: int) -> tuple[int, npt.NDArray[np.float64]]:
+        """(lowest symbol, counts) of one channel."""
+        knots = (self.grid * self.scale[channel]) >> (STEP_BITS - 1)  # in units of 2⁻¹⁷
+        cdf = self.cdf[channel]
+        tail = 1 << (CDF_BITS - TAIL_BITS)
+        # Symbols whose bins may touch the region where tail < F < 1 - tail, then fewer if they are too many.
+        first = int(knots[max(int(np.searchsorted(cdf, tail)) - 1, 0)])
+        last = int(knots[min(int(np.searchsorted(cdf, (1 << CDF_BITS) - tail)), len(knots) - 1)])
+        middle = int(knots[min(int(np.searchsorted(cdf, 1 << (CDF_BITS - 1))), len(knots) - 1)])
+        low, high, centre = (_nearest(x, step) for x in (first, last, middle))
+        low, high = max(low, centre - MAX_SYMBOLS // 2), min(high, centre + MAX_SYMBOLS // 2 - 1)
+        edges = (2 * np.arange(low, high + 2, dtype=np.int64) - 1) * step
+        values = _interpolate(knots, cdf, edges)
+        # Leave out the symbols that lie wholly in a tail, but never all of them.
+        keep = np.flatnonzero((values[1:] > tail) & (values[:-1] < (1 << CDF_BITS) - tail))
+        a, b = (int(keep[0]), int(keep[-1])) if len(keep) else (centre - low, centre - low)
+        values = values[a : b + 2]
+        size = b - a + 2  # with the escape
+        cumulative = np.concatenate([values - values[0], [1 << CDF_BITS]])
+        return low + a, np.diff(cumulative * ((1 << PRECISION) - size) >> CDF_BITS).astype(np.float64)
+
+
+def _nearest(position: int, step: int) -> int:
+    """The symbol n whose bin Δ(n ± ½) holds a position (in units of 2⁻¹⁷)."""
+    return (position + step) // (2 * step)
+
+
+def _interpolate(knots: Integers, cdf: Integers, x: Integers) -> Integers:
+    """F at positions x, by integer linear interpolation, rounded down; constant outside the knots."""
+    x = np.clip(x, knots[0], knots[-1])
+    k = np.clip(np.searchsorted(knots, x, side="right") - 1, 0, len(knots) - 2)
+    width = np.maximum(knots[k + 1] - knots[k], 1)
+    return cdf[k] + (cdf[k + 1] - cdf[k]) * (x - knots[k]) // width
+
+
+def freeze(density: Density) -> FrozenDensity:
+    """Round a trained density to integers."""
+    with torch.no_grad():
+        masses = functional.softmax(start_log_mass() + density.logits.detach().double().cpu(), dim=1)
+        cdf = torch.cumsum(masses[:, :-1], dim=1).numpy()
+        scale = density.log_scale.detach().double().cpu().exp().numpy()
+    return FrozenDensity(
+        np.rint(knot_grid().numpy() * (1 << STEP_BITS)).astype(np.int64),
+        np.clip(np.rint(scale * (1 << STEP_BITS)), 1, (1 << 30) - 1).astype(np.int64),
+        np.clip(np.rint(cdf * (1 << CDF_BITS)), 0, 1 << CDF_BITS).astype(np.int64),
+    )

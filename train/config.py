@@ -1,0 +1,145 @@
+"""What a training run is made of: one frozen dataclass, read from flags or a TOML file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LADDER = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)
+"""The field's λ for mean squared error on 0…255."""
+
+
+class ConfigError(Exception):
+    """A setting is impossible; the message is one line for the person who chose it."""
+
+
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one model's training. `lambdas` holds one λ, or the ladder of a variable-rate model."""
+
+    data: str = _option("", "folder of photographs (any depth), or a text file that lists them")
+    lambdas: tuple[float, ...] = _option((0.013,), "Lagrange multipliers, in rising order")
+    filters: int = _option(128, "N, channels of the hidden layers")
+    latents: int = _option(192, "M, channels of the latents")
+    steps: int = _option(20_000, "optimiser steps")
+    batch: int = _option(8, "crops in a step, over all processes")
+    crop: int = _option(256, "side of a crop in pixels, a multiple of 16")
+    early_crop: int = _option(128, "side of a crop during the early steps")
+    early_steps: int = _option(4_000, "how many steps use the early crop")
+    lr: float = _option(0.02, "learning rate of Muon, on the convolutions")
+    adam_lr: float = _option(1e-3, "learning rate of Adam, on everything else; on everything with --optimiser adam")
+    density_lr: float = _option(1e-2, "learning rate of Adam on the density")
+    optimiser: str = _option("muon", "what trains the convolutions", choices=("muon", "adam"))
+    warmup: int = _option(200, "steps over which the learning rate rises from zero")
+    decay: float = _option(0.5, "last fraction of the steps, over which it falls to zero along a cosine")
+    distortion: str = _option("mse", "what is traded against the rate", choices=("mse", "ms-ssim"))
+    seed: int = _option(0, "seed of weights, crops and noise")
+    held_out: int = _option(16, "photographs kept for validation, chosen by their names")
+    validate_every: int = _option(500, "steps between validations")
+    save_every: int = _option(500, "steps between checkpoints")
+    device: str = _option("cpu", "cpu or cuda")
+    precision: str = _option("bf16-mixed", "arithmetic of the transforms", choices=("bf16-mixed", "32-true"))
+    threads: int = _option(0, "threads of the processor to use; 0 leaves it to PyTorch")
+    compile: bool = _option(False, "compile the model with torch.compile")
+
+    def check(self) -> None:
+        """Raises `ConfigError` for the first setting that cannot be."""
+        if not self.lambdas or not all(math.isfinite(v) and v > 0 for v in self.lambdas):
+            raise ConfigError("--lambda: every λ must be a positive number")
+        if any(a >= b for a, b in zip(self.lambdas, self.lambdas[1:], strict=False)):
+            raise ConfigError("--lambda: the values must rise, without repetition")
+        for name in ("crop", "early_crop"):
+            value = getattr(self, name)
+            if value < 16 or value % 16:
+                raise ConfigError(f"--{name.replace('_', '-')}: {value} is not a positive multiple of 16")
+            if self.distortion == "ms-ssim" and value < 176 and (name == "crop" or self.early_steps):
+                raise ConfigError(f"--{name.replace('_', '-')}: MS-SSIM needs crops of at least 176 pixels, not {value}")
+        for name in ("filters", "latents", "steps", "batch", "validate_every", "save_every", "held_out"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: must be at least 1")
+        for name in ("lr", "adam_lr", "density_lr"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
+        if not 0 <= self.decay <= 1 or self.warmup < 0 or self.early_steps < 0 or self.threads < 0:
+            raise ConfigError("--decay lies in 0…1; --warmup, --early-steps and --threads are not negative")
+
+    def rate_at(self, step: int) -> float:
+        """Factor on the learning rates at a step: a linear rise, a plateau, a half cosine to zero."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        fall = self.steps * self.decay
+        left = (self.steps - step) / fall if fall else 1.0
+        return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
+
+    def crop_at(self, step: int) -> int:
+        """Side of the crops at a step."""
+        return self.early_crop if step < self.early_steps else self.crop
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**dataclasses.asdict(self), "lambdas": list(self.lambdas)}
+
+
+FREE_TO_CHANGE = {"steps", "decay", "validate_every", "save_every", "threads", "data", "device", "compile"}
+"""Settings that a resumed run may change: they do not alter what was trained so far."""
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What changed between two configurations, apart from what may: 'crop 256 → 128, …', or nothing."""
+    changed = [name for name in new if name not in FREE_TO_CHANGE and old.get(name) != new[name]]
+    return ", ".join(f"{name} {old.get(name)} → {new[name]}" for name in changed)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting."""
+    for f in dataclasses.fields(Config):
+        text = f.metadata["help"]
+        if f.name == "lambdas":
+            parser.add_argument("--lambda", dest="lambdas", type=float, nargs="+", metavar="λ", help=f"{text} (default: 0.013)")
+        elif f.type == "bool":
+            parser.add_argument(f"--{f.name.replace('_', '-')}", action="store_const", const=True, help=text)
+        else:
+            kind = {"int": int, "float": float}.get(str(f.type), str)
+            default = f" (default: {f.default})" if f.default != "" else ""
+            flag, choices = f"--{f.name.replace('_', '-')}", f.metadata.get("choices")
+            parser.add_argument(flag, type=kind, choices=choices, metavar=None if choices else "X", help=text + default)
+
+
+def resolve(arguments: argparse.Namespace, file: Path | None) -> Config:
+    """Defaults, overridden by the TOML file, overridden by flags. Raises `ConfigError`."""
+    names = {f.name for f in dataclasses.fields(Config)}
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file}: {error}") from error
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise ConfigError(f"{file}: unknown setting {unknown[0]!r}")
+    values.update({name: value for name, value in vars(arguments).items() if name in names and value is not None})
+    for f in dataclasses.fields(Config):
+        if f.name in values and f.name != "lambdas":
+            kind = {"int": int, "float": (int, float), "bool": bool}.get(str(f.type), str)
+            if not isinstance(values[f.name], kind) or (isinstance(values[f.name], bool) and f.type != "bool"):
+                raise ConfigError(f"{f.name}: {values[f.name]!r} is not {'a number' if f.type in ('int', 'float') else f'a {f.type}'}")
+    try:
+        values["lambdas"] = tuple(float(v) for v in values.get("lambdas", Config.lambdas))
+    except (TypeError, ValueError) as error:
+        raise ConfigError("--lambda: every λ must be a positive number") from error
+    config = Config(**values)
+    config.check()
+    return config

@@ -1,0 +1,310 @@
+"""The training loop of one model, from the first step to the frozen file. It reads from top to bottom."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from train import data, freeze
+from train.config import Config, difference
+from train.objective import REFERENCE_LAMBDA, RateDistortion
+from train.optim import Muon, adam
+
+LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
+PEAK = 255**2
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message is one line."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+
+@contextmanager
+def _until_signalled() -> Iterator[Callable[[], bool]]:
+    """Within the block, SIGINT and SIGTERM only raise a flag, which the yielded function reads."""
+    seen: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: seen.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Write beside the file and rename, so that a full disk or a crash leaves the old one. Raises `TrainingError`."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: cannot write the checkpoint: {error}") from error
+
+
+def weights_of(lambdas: Tensor) -> Tensor:
+    """Weight of an image's loss among images of other λ: the Lagrangian grows about as √λ, and a relative gain should count the
+    same at every rate."""
+    return (REFERENCE_LAMBDA / lambdas).sqrt() if len(lambdas) > 1 else torch.ones_like(lambdas)
+
+
+class Trainer:
+    """A model, its optimisers and where they stand."""
+
+    def __init__(self, config: Config, out: Path, fabric: Fabric, start: dict[str, Tensor] | None = None) -> None:
+        """`start` holds weights to begin from. Raises `DataError`, or `TrainingError` when they have another shape."""
+        self.config, self.out, self.fabric = config, out, fabric
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        model = RateDistortion(config.lambdas, config.filters, config.latents)
+        if start is not None:
+            try:
+                model.load_state_dict({**model.state_dict(), **start})
+            except RuntimeError as error:
+                raise TrainingError(f"the weights to start from are of another shape: {str(error).splitlines()[1].strip()}") from error
+        wrapped = fabric.setup_module(model)
+        self.model = model
+        self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
+        if config.optimiser == "muon":
+            muon = Muon(model, config.lr)
+            rest = adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)
+            self.optimisers: list[torch.optim.Optimizer] = [muon, rest]
+        else:
+            self.optimisers = [adam(model, [], config.adam_lr, config.density_lr)]
+        self.peak_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
+        self.step, self.best, self.seconds, self.caution = 0, math.inf, 0.0, 1.0
+        self.log_lambda = torch.tensor(config.lambdas, dtype=torch.float32).log().to(fabric.device)
+        paths = data.find_photographs(Path(config.data))
+        training, held_out = data.split(paths, config.held_out)
+        self.photographs = data.Photographs(training or paths)
+        self.manifest = data.manifest(paths)
+        self.validation = _centre_crops(held_out or paths).to(fabric.device)
+
+    # Checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """All that resuming needs, and what the run is."""
+        return {
+            "model": self.model.state_dict(),
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+            "caution": self.caution,
+            "config": self.config.as_dict(),
+        }
+
+    def save(self, name: str = LAST) -> None:
+        """Checkpoint, from the first process only."""
+        if self.fabric.is_global_zero:
+            save_atomically(self.state(), self.out / name)
+        self.fabric.barrier()
+
+    def restore(self, check: bool = True) -> None:
+        """Continue from the last checkpoint. Raises `TrainingError` when the configuration has changed or the file is damaged."""
+        path = self.out / LAST
+        try:
+            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            changed = difference(state["config"], self.config.as_dict()) if check else ""
+        except Exception as error:
+            raise TrainingError(f"{path}: cannot resume from it: {str(error).splitlines()[0]}") from error
+        if changed:
+            raise TrainingError(f"{path}: the run was configured otherwise: {changed}")
+        self.model.load_state_dict(state["model"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step, self.best, self.seconds, self.caution = state["step"], state["best"], state["seconds"], state["caution"]
+
+    # Training
+
+    def run(self) -> Path:
+        """Train to the end and freeze. Returns the model file. Raises `Interrupted`, `TrainingError`, `DataError`."""
+        config, fabric = self.config, self.fabric
+        if fabric.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / CONFIG).write_text(json.dumps({**config.as_dict(), **self.provenance()}, indent=1) + "\n")
+        with (
+            _until_signalled() as stop,
+            tqdm(
+                total=config.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not fabric.is_global_zero, file=sys.stderr
+            ) as bar,
+        ):
+            while self.step < config.steps:
+                try:
+                    self._stretch(bar, stop)
+                except FloatingPointError as error:
+                    if self.caution < 1 or not (self.out / LAST).exists():
+                        raise TrainingError(f"{error}; lower the learning rate") from error
+                    self.restore()
+                    self.caution = 0.5
+                    bar.write(f"train: {error}: back to step {self.step} at half the learning rate", file=sys.stderr)
+        self.save()
+        path = self.out / MODEL
+        if fabric.is_global_zero:
+            freeze.freeze_to_file(self.model, config, self.provenance(), self.photographs, self.validation, path)
+        fabric.barrier()
+        return path
+
+    def _stretch(self, bar: tqdm[Any], stop: Callable[[], bool]) -> None:
+        """Steps with one size of crop, until it changes or all are done."""
+        config, fabric = self.config, self.fabric
+        crop = config.crop_at(self.step)
+        last = config.early_steps if self.step < config.early_steps else config.steps
+        stream = data.batches(
+            self.photographs, seed=config.seed, first=self.step, last=min(last, config.steps), size=config.batch, crop=crop,
+            latents=config.latents, rates=len(config.lambdas), rank=fabric.global_rank, world=fabric.world_size,
+        )  # fmt: skip
+        recent: list[tuple[float, float, float]] = []
+        for batch in stream:
+            began = time.monotonic()
+            loss, rate, error = self._train_step(batch)
+            recent.append((loss, rate, error))
+            self.step += 1
+            self.seconds += time.monotonic() - began
+            psnr = -10 * math.log10(error) if error > 0 else math.inf
+            bar.set_postfix_str(f"{rate:.3f} bpp, {psnr:.2f} dB, loss {loss:.3f}", refresh=False)
+            bar.update()
+            if self.step % config.validate_every == 0 or self.step == config.steps:
+                mean = np.mean(recent[-config.validate_every :], axis=0)
+                self._validate(mean, bar)
+            if self.step % config.save_every == 0:
+                self.save()
+            if stop():
+                self.save()
+                raise Interrupted(f"stopped at step {self.step}; --resume continues")
+
+    def _train_step(self, batch: data.Batch) -> tuple[float, float, float]:
+        """One step on one batch. Returns loss, bits per pixel and mean squared error. Raises `FloatingPointError`."""
+        config, fabric = self.config, self.fabric
+        for optimiser, peaks in zip(self.optimisers, self.peak_rates, strict=True):
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * config.rate_at(self.step) * self.caution
+        x = to_image(torch.from_numpy(batch.crops).to(fabric.device))
+        position = torch.from_numpy(batch.position).to(fabric.device)
+        lambdas = self._lambda_at(position)
+        noise = torch.from_numpy(batch.noise).to(fabric.device)
+        # Not Fabric's own mixed precision, which rounds the inputs too: pixels and noise must stay exact.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
+            bits, mse, restored = self.forward(x, position, noise)
+        rate = bits / (x.shape[2] * x.shape[3])
+        cost = rate + lambdas * self._distortion(mse, restored, x)
+        loss = (cost * weights_of(lambdas)).mean()
+        seen = fabric.all_reduce(torch.stack([loss, rate.mean(), mse.mean()]).detach(), reduce_op="mean")
+        values = [float(v) for v in seen]  # type: ignore[union-attr]
+        if not math.isfinite(values[0]):
+            raise FloatingPointError(f"the loss is not finite at step {self.step}")
+        self.model.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        return values[0], values[1], values[2]
+
+    def _lambda_at(self, position: Tensor) -> Tensor:
+        """λ at real positions on the ladder, geometric between the rungs."""
+        low = position.floor().clamp(0, max(len(self.log_lambda) - 2, 0)).long()
+        high = (low + 1).clamp(max=len(self.log_lambda) - 1)
+        return torch.lerp(self.log_lambda[low], self.log_lambda[high], position - low).exp()
+
+    def _distortion(self, mse: Tensor, restored: Tensor, x: Tensor) -> Tensor:
+        """What λ multiplies, per image: the squared error on 0…255, or 1 - MS-SSIM."""
+        if self.config.distortion == "mse":
+            return PEAK * mse
+        from pytorch_msssim import ms_ssim
+
+        return 1 - ms_ssim(restored, x, data_range=1.0, size_average=False)
+
+    def _validate(self, mean: Any, bar: tqdm[Any]) -> None:
+        """Real rounding on held-out photographs, at every rung; a line in the curve, and the best checkpoint kept."""
+        if not self.fabric.is_global_zero:
+            return
+        rows = validate(self.model, self.validation, self.config.lambdas)
+        weights = weights_of(torch.tensor(self.config.lambdas))
+        score = float(np.mean([w * (r["bpp"] + v * PEAK * r["mse"]) for w, v, r in zip(weights, self.config.lambdas, rows, strict=True)]))
+        path = self.out / CURVE
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                names = [f"{what}_{v:g}" for v in self.config.lambdas for what in ("val_bpp", "val_psnr")]
+                writer.writerow(["step", "seconds", "lr", "loss", "bpp", "mse", "val_loss", *names])
+            values = [f"{r[k]:.4f}" for r in rows for k in ("bpp", "psnr")]
+            lr = self.config.rate_at(self.step - 1) * self.caution
+            writer.writerow([self.step, f"{self.seconds:.0f}", f"{lr:.4f}", *(f"{v:.6f}" for v in mean), f"{score:.4f}", *values])
+        middle = rows[len(rows) // 2]
+        text = f"step {self.step}: held out {middle['bpp']:.3f} bpp, {middle['psnr']:.2f} dB, loss {score:.4f}"
+        bar.write(text, file=sys.stderr)
+        if score < self.best:
+            self.best = score
+            save_atomically(self.state(), self.out / BEST)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where a model comes from."""
+        return {
+            "step": self.step,
+            "hours": round(self.seconds / 3600, 3),
+            "data_manifest": self.manifest,
+            "photographs": len(self.photographs.paths),
+            "versions": {"torch": torch.__version__, "python": platform.python_version(), "processes": self.fabric.world_size},
+        }
+
+
+def to_image(crops: Tensor) -> Tensor:
+    """B×H×W×3 uint8 to B×3×H×W in 0…1, channels last."""
+    return crops.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def _centre_crops(paths: list[Path], side: int = 256) -> Tensor:
+    """The middles of photographs, N×side×side×3 uint8; smaller ones are mirrored, unreadable ones left out."""
+    crops = []
+    for path in paths:
+        try:
+            pixels = data.read(path)
+        except Exception:
+            continue
+        missing = [max(0, side - n) for n in pixels.shape[:2]]
+        pixels = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+        top, left = ((n - side) // 2 for n in pixels.shape[:2])
+        crops.append(pixels[top : top + side, left : left + side])
+    if not crops:
+        raise data.DataError("none of the held-out images is readable")
+    return torch.from_numpy(np.stack(crops))
+
+
+@torch.no_grad()
+def validate(model: RateDistortion, crops: Tensor, lambdas: tuple[float, ...]) -> list[dict[str, float]]:
+    """Mean bits per pixel, squared error on 0…1 and PSNR per image with real rounding in single precision, for each λ."""
+    rows = []
+    for rung in range(len(lambdas)):
+        rates, errors = [], []
+        for some in crops.split(8):
+            x = to_image(some)
+            bits, mse, _ = model(x, torch.full((len(x),), float(rung), device=x.device))
+            rates.append(bits / (x.shape[2] * x.shape[3]))
+            errors.append(mse)
+        mse = torch.cat(errors)
+        psnr = float((-10 * torch.log10(mse)).mean())
+        rows.append({"bpp": float(torch.cat(rates).mean()), "mse": float(mse.mean()), "psnr": psnr})
+    return rows

@@ -1,0 +1,63 @@
+"""What is minimised: rate plus λ times distortion, with additive uniform noise in the place of rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from compressai.layers import GDN
+from torch import Tensor, nn
+
+from codec import transforms
+from codec.density import Density
+
+LATENT_SCALE = 16.0
+"""Latents are the analysis times this. Orthogonal filters on pixels in 0…1 give values near one, while good quantiser steps
+at middling λ are near a sixteenth of that; with the factor kept outside, all weights stay near one."""
+REFERENCE_LAMBDA = 0.013
+"""The λ at which gains start at one."""
+
+
+class RateDistortion(nn.Module):
+    """Transforms, density and gains, for one λ or a ladder of them.
+
+    With several λ, each has its own gain per channel; between two rungs the gain is interpolated geometrically.
+    """
+
+    def __init__(self, lambdas: Sequence[float], filters: int = 128, latents: int = 192) -> None:
+        super().__init__()
+        self.analysis = transforms.analysis(filters, latents, GDN)
+        self.synthesis = transforms.synthesis(filters, latents, GDN)
+        self.density = Density(latents)
+        # At high rate the best step is proportional to the root of the distortion, so to λ^-½.
+        start = torch.tensor([0.5 * math.log(v / REFERENCE_LAMBDA) for v in lambdas])
+        self.log_gain = nn.Parameter(start[:, None].repeat(1, latents))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.orthogonal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def gain(self, position: Tensor) -> Tensor:
+        """Gains B×M×1×1 at real positions 0…R-1 on the ladder of λ."""
+        low = position.floor().clamp(0, max(self.log_gain.shape[0] - 2, 0)).long()
+        high = (low + 1).clamp(max=self.log_gain.shape[0] - 1)
+        weight = (position - low)[:, None]
+        return torch.lerp(self.log_gain[low], self.log_gain[high], weight).exp()[:, :, None, None]
+
+    def forward(self, x: Tensor, position: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rate in bits per image (B), mean squared error on 0…1 per image (B), reconstruction B×3×H×W.
+
+        x is B×3×H×W in 0…1; position B; noise B×M×H/16×W/16 uniform in ±½, or None for real rounding.
+        Ballé et al. 2017, eq. (11): ỹ = y + Δy in training; eq. (8): ŷ = round(y) at test time.
+        """
+        y = self.analysis(x).float() * LATENT_SCALE
+        device = x.device.type
+        with torch.autocast(device, enabled=False):
+            gain = self.gain(position)
+            scaled = y * gain
+            quantised = (torch.round(scaled) if noise is None else scaled + noise) / gain
+            bits = self.density.bits(quantised, 1 / gain).sum(dim=(1, 2, 3))
+        restored = self.synthesis(quantised / LATENT_SCALE).float()
+        return bits, (restored - x).square().mean(dim=(1, 2, 3)), restored
