@@ -86,43 +86,44 @@ class Density(nn.Module):
 
     def cdf(self, y: Tensor) -> Tensor:
         """F_c(y) for y of shape B×C×…, the same shape."""
-        masses = self.masses()
-        return self._cdf(y, masses, torch.cumsum(masses[:, :-1], dim=1))
+        value, above = self._anchored(y, self.masses())
+        return value + above.to(value.dtype)
 
     def likelihood(self, y: Tensor, step: Tensor | float = 1.0) -> Tensor:
         """F(y + Δ/2) - F(y - Δ/2) for y of shape B×C×… and a step Δ that broadcasts against it."""
-        masses = self.masses()
-        cumulative = torch.cumsum(masses[:, :-1], dim=1)
         half = step / 2
-        both = self._cdf(torch.cat([y - half, y + half]), masses, cumulative)
-        lower, upper = both.chunk(2)
-        return upper - lower
+        value, above = self._anchored(torch.cat([y - half, y + half]), self.masses())
+        (lower, upper), (lower_above, upper_above) = value.chunk(2), above.chunk(2)
+        return upper - lower + (upper_above & ~lower_above).to(value.dtype)
 
     def bits(self, y: Tensor, step: Tensor | float = 1.0) -> Tensor:
-        """-log2 of the likelihood, elementwise; finite, with a live gradient, wherever y lies."""
+        """-log2 of the likelihood, elementwise; finite wherever y lies."""
         return -torch.log2(self.likelihood(y, step) + 1e-9)
 
-    def _cdf(self, y: Tensor, masses: Tensor, cumulative: Tensor) -> Tensor:
-        channels, shape = masses.shape[0], (1, -1) + (1,) * (y.dim() - 2)
+    def _anchored(self, y: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
+        """(F(y), False) below the middle knot and (F(y) - 1, True) above it, so that differences keep their precision in both tails."""
+        shape = (1, -1) + (1,) * (y.dim() - 2)
         u = y * torch.exp(-self.log_scale).reshape(shape)
         edge = math.sinh(SPACING * HALF_KNOTS)
         inside = u.clamp(-edge, edge)
         with torch.no_grad():
+            # Rounding of asinh may name the neighbour of the interval; F is continuous, so the neighbour's linear piece, extended
+            # by a rounding error, gives the same value to that error.
             k = torch.floor(torch.asinh(inside) / SPACING).long().add_(HALF_KNOTS).clamp_(0, 2 * HALF_KNOTS - 1)
-            # Rounding of asinh may name the neighbour of the interval; F is continuous, so the linear piece of the
-            # neighbour, extended by a rounding error, gives the same value to that error.
-            row = torch.arange(channels, device=y.device).reshape(shape)
-            left = self.grid[k]
-        slopes = masses[:, 1:-1] / self.grid.diff()
+            row = torch.arange(masses.shape[0], device=y.device).reshape(shape)
+            above = k >= HALF_KNOTS
+        # F at the left end of each interval, summed from the nearer end.
+        below_it = torch.cumsum(masses[:, : HALF_KNOTS + 1], dim=1)[:, :HALF_KNOTS]
+        above_it = -masses[:, HALF_KNOTS + 1 :].flip(1).cumsum(dim=1).flip(1)[:, :HALF_KNOTS]
+        base = torch.cat([below_it, above_it], dim=1)
+        slope = masses[:, 1:-1] / self.grid.diff()
         flat = k + row * (2 * HALF_KNOTS)
-        base = cumulative[:, :-1].reshape(-1)[flat]
-        value = base + slopes.reshape(-1)[flat] * (inside - left)
-        # Tails: F = m·exp((u + edge)/τ) below, mirrored above, with τ an eighth of the reach of the knots.
+        value = base.reshape(-1)[flat] + slope.reshape(-1)[flat] * (inside - self.grid[k])
+        # Tails: F = m·exp((u + edge) / τ) below the knots, mirrored above, with τ an eighth of their reach.
         tau = edge / 8
-        below = functional.embedding(row, masses[:, :1]).squeeze(-1)
-        above = functional.embedding(row, masses[:, -1:]).squeeze(-1)
-        value = value - below * -torch.expm1((u + edge).clamp(max=0) / tau)
-        return value + above * -torch.expm1(-(u - edge).clamp(min=0) / tau)
+        left, right = masses[:, 0].reshape(shape), masses[:, -1].reshape(shape)
+        value = value + left * torch.expm1((u + edge).clamp(max=0) / tau)
+        return value - right * torch.expm1(-(u - edge).clamp(min=0) / tau), above
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ def _interpolate(knots: Integers, cdf: Integers, x: Integers) -> Integers:
     x = np.clip(x, knots[0], knots[-1])
     k = np.clip(np.searchsorted(knots, x, side="right") - 1, 0, len(knots) - 2)
     width = np.maximum(knots[k + 1] - knots[k], 1)
-    return cdf[k] + (cdf[k + 1] - cdf[k]) * (x - knots[k]) // width
+    value: Integers = cdf[k] + (cdf[k + 1] - cdf[k]) * (x - knots[k]) // width
+    return value
 
 
 def freeze(density: Density) -> FrozenDensity:

@@ -43,7 +43,7 @@ def read(path: Path) -> Pixels:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    return np.asarray(image.convert("RGBA").getchannel("A")).min(initial=255) < 255
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min(initial=255) < 255)
 
 
 def _reason(error: Exception) -> str:
@@ -58,10 +58,10 @@ def write(pixels: Pixels, path: Path) -> None:
     kind = extensions.get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise ImageError(f"{path}: cannot tell an image format from the name; .png is a safe choice")
-    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    choices: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
     with Atomic(path) as temporary:
         try:
-            Image.fromarray(pixels).save(temporary, format=kind, **options)
+            Image.fromarray(pixels).save(temporary, format=kind, **choices.get(kind, {}))
         except (OSError, ValueError) as error:
             raise ImageError(f"{path}: {_reason(error)}") from error
 

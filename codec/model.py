@@ -94,7 +94,8 @@ class Model:
         missing = ((0, -height % transforms.STRIDE), (0, -width % transforms.STRIDE), (0, 0))
         padded = np.pad(image, missing, mode="reflect") if any(after for _, after in missing) else image
         x = torch.from_numpy(np.array(padded)).permute(2, 0, 1)[None].float().div_(255)
-        return self.analysis(x.contiguous(memory_format=torch.channels_last))[0].contiguous().numpy()  # type: ignore[no-any-return]
+        y: Tensor = self.analysis(x.contiguous(memory_format=torch.channels_last))
+        return np.asarray(y[0].contiguous().numpy())
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """Symbols round(y / Δ), int32, of latents M×h×w."""
@@ -102,7 +103,8 @@ class Model:
         limit = (1 << 31) - 1
         if not np.isfinite(scaled).all() or abs(scaled).max() > limit:
             raise ModelError(f"model {self.name} gives latents that are out of range")
-        return np.rint(scaled).astype(np.int32)
+        symbols: Symbols = np.rint(scaled).astype(np.int32)
+        return symbols
 
     @torch.inference_mode()
     def synthesise(self, symbols: Symbols, quality: int, height: int, width: int) -> Pixels:
