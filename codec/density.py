@@ -98,7 +98,8 @@ class Density(nn.Module):
 
     def bits(self, y: Tensor, step: Tensor | float = 1.0) -> Tensor:
         """-log2 of the likelihood, elementwise; finite wherever y lies."""
-        return -torch.log2(self.likelihood(y, step) + 1e-9)
+        # Differences of F may fall below zero by a rounding error.
+        return -torch.log2(self.likelihood(y, step).clamp(min=0) + 1e-9)
 
     def _anchored(self, y: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
         """(F(y), False) below the middle knot and (F(y) - 1, True) above it, so that differences keep their precision in both tails."""

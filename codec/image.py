@@ -58,7 +58,7 @@ def write(pixels: Pixels, path: Path) -> None:
     kind = extensions.get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise ImageError(f"{path}: cannot tell an image format from the name; .png is a safe choice")
-    choices: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+    choices: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
     with Atomic(path) as temporary:
         try:
             Image.fromarray(pixels).save(temporary, format=kind, **choices.get(kind, {}))
@@ -90,8 +90,8 @@ class Atomic:
         # mkstemp's files are private; the result should have the permissions of any new file.
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
         self.temporary = Path(name)
+        self.temporary.chmod(0o666 & ~mask)
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -40,18 +40,20 @@ class GDN(nn.Module):
         self.register_buffer("gamma", 0.1 * torch.eye(channels).reshape(channels, channels, 1, 1))
 
     def forward(self, y: Tensor) -> Tensor:
+        """B×C×H×W to the same shape."""
         norm = F.conv2d(y * y, self.gamma, self.beta)
         return y * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
 
 
 class Centre(nn.Module):
-    """Shifts values by a constant, so that the first convolution sees pixels around zero and the last one need not learn the mean."""
+    """Adds a constant: the first convolution sees pixels around zero, and the last one need not learn the mean."""
 
     def __init__(self, shift: float) -> None:
         super().__init__()
         self.shift = shift
 
     def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
         return x + self.shift
 
 

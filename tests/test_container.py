@@ -34,7 +34,9 @@ def rebuilt(*, at: int, to: int) -> bytes:
 
 def test_the_layout_is_the_documented_one() -> None:
     data = container.write(STREAM)
-    expected = b"\xd2RDA" + b"\x01" + b"\x01" + bytes(range(8)) + b"\x2a" + b"\x00" + b"\x80\x06" + b"\x80\x04" + b"\x09" + b"\x01\x07payload"
+    expected = (
+        b"\xd2RDA" + b"\x01" + b"\x01" + bytes(range(8)) + b"\x2a" + b"\x00" + b"\x80\x06" + b"\x80\x04" + b"\x09" + b"\x01\x07payload"
+    )
     assert data == expected + zlib.crc32(expected).to_bytes(4, "little")
 
 

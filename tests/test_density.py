@@ -165,5 +165,5 @@ def test_tables_need_no_floating_point() -> None:
 def test_nonsense_is_refused(change: dict[str, np.ndarray]) -> None:
     good = freeze(Density(12))
     parts = {"grid": good.grid, "scale": good.scale, "cdf": good.cdf, **change}
-    with pytest.raises(ValueError, match="density|distribution"):
+    with pytest.raises(ValueError, match=r"density|distribution"):
         FrozenDensity(**parts)

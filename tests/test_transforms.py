@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compressai.layers import GDN as TrainingGDN
+from compressai import layers
 
 from codec import transforms
 
@@ -10,7 +10,7 @@ from codec import transforms
 @pytest.mark.parametrize("inverse", [False, True])
 def test_inference_gdn_equals_the_training_layer(inverse: bool) -> None:
     torch.manual_seed(0)
-    trained = TrainingGDN(24, inverse=inverse)
+    trained = layers.GDN(24, inverse=inverse)
     with torch.no_grad():
         trained.beta.add_(torch.rand(24))
         trained.gamma.add_(0.1 * torch.rand(24, 24))

@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings; flags override it")
     parser.add_argument("--variable-rate", action="store_true", help="one model for all λ, with a gain per channel and rate")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints below --out")
+    parser.add_argument("--freeze-now", action="store_true", help="with --resume: freeze the last checkpoints as they are")
     parser.add_argument("--start-from", type=Path, metavar="FILE", help="a frozen model whose weights to begin with")
     parser.add_argument("--no-warm-start", action="store_true", help="train each λ from nothing, not from its neighbour's weights")
     add_arguments(parser)
@@ -48,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError("--variable-rate: needs at least two λ")
         else:
             runs = [("variable-rate", config)]
+        if arguments.freeze_now and not arguments.resume:
+            raise ConfigError("--freeze-now: needs --resume")
         for name, _ in runs:
             if (arguments.out / name).exists() and not arguments.resume:
                 raise ConfigError(f"{arguments.out / name}: a run is there already; --resume continues it")
@@ -83,7 +86,8 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
                 trainer = Trainer(config, out, fabric, start)
                 if (out / LAST).exists():
                     trainer.restore()
-                print(f"train: {trainer.run()}: frozen", file=sys.stderr)
+                path = trainer.freeze() if arguments.freeze_now else trainer.run()
+                print(f"train: {path}: frozen at step {trainer.step}", file=sys.stderr)
             if not arguments.no_warm_start:
                 start_file = out / MODEL
     except Interrupted as stop:

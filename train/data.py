@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -35,13 +35,11 @@ def find_photographs(source: Path) -> list[Path]:
         lines = source.read_text().splitlines()
         paths = [source.parent / line.strip() for line in lines if line.strip() and not line.startswith("#")]
     elif source.is_dir():
-        paths = sorted(
-            Path(folder) / name for folder, _, names in os.walk(source) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES
-        )
+        paths = sorted(Path(folder) / name for folder, _, names in os.walk(source) for name in names if name.lower().endswith(SUFFIXES))
     else:
         raise DataError(f"{source}: no such folder or list file")
     if not paths:
-        raise DataError(f"{source}: no images ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{source}: no images ({', '.join(SUFFIXES)})")
     return paths
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from codec import model as codec_model
-from codec.density import CDF_BITS, STEP_BITS, Density, freeze, start_log_mass
+from codec.density import CDF_BITS, STEP_BITS, freeze, start_log_mass
 from codec.errors import ModelError
 from codec.model import Model
 from train.config import Config
-from train.data import Photographs
 from train.objective import LATENT_SCALE, RateDistortion
 
 QUALITIES = 100
@@ -25,7 +24,7 @@ QUALITIES = 100
 
 
 def transform_tensors(model: RateDistortion) -> dict[str, Tensor]:
-    """Weights as the codec stores them: half precision, β and γ as plain numbers, the scale of the latents folded in."""
+    """Weights as the codec stores them: half precision, β and γ as plain numbers, the latents' units folded in."""
     out: dict[str, Tensor] = {}
     for prefix, module in (("analysis", model.analysis), ("synthesis", model.synthesis)):
         for name, layer in module.named_children():
@@ -34,10 +33,12 @@ def transform_tensors(model: RateDistortion) -> dict[str, Tensor]:
                 out[f"{prefix}.{name}.beta"] = layer.beta_reparam(layer.beta)
                 out[f"{prefix}.{name}.gamma"] = gamma.reshape(*gamma.shape, 1, 1)
             elif isinstance(layer, nn.Conv2d):
-                factor = {"analysis.conv3": LATENT_SCALE, "synthesis.conv1": 1 / LATENT_SCALE}.get(f"{prefix}.{name}", 1.0)
-                out[f"{prefix}.{name}.weight"] = layer.weight * factor
+                out[f"{prefix}.{name}.weight"] = layer.weight
                 if layer.bias is not None:
                     out[f"{prefix}.{name}.bias"] = layer.bias
+    unit = model.log_unit.exp()
+    out["analysis.conv3.weight"] = out["analysis.conv3.weight"] * unit[:, None, None, None]
+    out["synthesis.conv1.weight"] = out["synthesis.conv1.weight"] / unit[None, :, None, None]
     return {name: t.detach().cpu().to(torch.float16).contiguous() for name, t in out.items()}
 
 
@@ -50,8 +51,9 @@ def steps_of(model: RateDistortion) -> Tensor:
     return ((1 << STEP_BITS) / gain).round().clamp(1, (1 << 31) - 1).to(torch.int32)
 
 
-def _tensors(model: RateDistortion, density: Density) -> dict[str, Tensor]:
-    frozen = freeze(density)
+def tensors_of(model: RateDistortion) -> dict[str, Tensor]:
+    """All tensors of the model file."""
+    frozen = freeze(model.density)
     return {
         **transform_tensors(model),
         "steps": steps_of(model),
@@ -59,29 +61,6 @@ def _tensors(model: RateDistortion, density: Density) -> dict[str, Tensor]:
         "density.scale": torch.from_numpy(frozen.scale).to(torch.int32),
         "density.cdf": torch.from_numpy(frozen.cdf).to(torch.int32),
     }
-
-
-def calibrate(model: Model, density: Density, photographs: Photographs, *, crops: int = 96, rounds: int = 300, seed: int = 1) -> Density:
-    """A copy of the density, fitted to the latents that the frozen transforms give with real rounding.
-
-    In training the density saw noise; here it sees the quantised values themselves, at every quality. Costs a minute.
-    """
-    fitted = Density(model.latents)
-    fitted.load_state_dict(density.state_dict())
-    rng = np.random.default_rng(seed)
-    y = torch.stack([torch.from_numpy(model.analyse(np.ascontiguousarray(photographs.crop(256, rng)))) for _ in range(crops)])
-    steps = torch.from_numpy(model.steps / (1 << STEP_BITS)).float()
-    optimiser = torch.optim.Adam(fitted.parameters(), lr=5e-3)
-    for step in range(rounds):
-        for group in optimiser.param_groups:
-            group["lr"] = 5e-3 * (1 - step / rounds)
-        some = y[torch.from_numpy(rng.choice(crops, min(crops, 12), replace=False))]
-        delta = steps[torch.from_numpy(rng.integers(len(steps), size=len(some)))][:, :, None, None]
-        loss = fitted.bits(torch.round(some / delta) * delta, delta).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return fitted
 
 
 def measure(model: Model, crops: Tensor) -> dict[str, float]:
@@ -98,10 +77,8 @@ def measure(model: Model, crops: Tensor) -> dict[str, float]:
     return {"bpp": round(float(np.mean(bpp)), 4), "psnr": round(float(np.mean(psnr)), 3), "bits_over_ideal": round(real / ideal, 5)}
 
 
-def freeze_to_file(
-    model: RateDistortion, config: Config, provenance: dict[str, Any], photographs: Photographs, validation: Tensor, path: Path
-) -> dict[str, float]:
-    """Freeze, calibrate on training photographs, measure on the held-out ones, write. Returns what was measured."""
+def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, Any], validation: Tensor, path: Path) -> dict[str, float]:
+    """Freeze, measure real files of the held-out crops, write. Returns what was measured."""
     settings = config.as_dict()
     settings.pop("data")
     metadata = {
@@ -113,49 +90,54 @@ def freeze_to_file(
         "default_quality": 1 if len(config.lambdas) == 1 else QUALITIES // 2,
         "training": {**settings, **provenance},
     }
-    draft = Model(_tensors(model, model.density), metadata, "0" * 64, path.stem)
-    start = Density(config.latents)
-    start.load_state_dict({k: v.cpu() for k, v in model.density.state_dict().items()})
-    tensors = _tensors(model, calibrate(draft, start, photographs))
+    tensors = tensors_of(model)
     measured = measure(Model(tensors, metadata, "0" * 64, path.stem), validation)
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(codec_model.to_bytes(tensors, {**metadata, "measured_on_held_out_crops": measured}))
-    os.replace(temporary, path)
+    temporary.replace(path)
     return measured
 
 
 def weights_to_start_from(path: Path, lambdas: tuple[float, ...]) -> dict[str, Tensor]:
-    """Training weights from a frozen model, for a warm start at other λ. Raises `ModelError`.
+    """Training weights from a frozen model, to begin another model with. Raises `ModelError`.
 
-    Gains are taken over where the ladder is the same; else every rung starts at the λ-scaled gain of the frozen model's middle.
+    A model for one λ takes over the steps of the frozen model at that λ, a ladder those at each of its rungs; away from the λ that
+    the frozen model knows, steps go as λ^-½.
     """
     model = codec_model.load(path)
     tensors = {name: t.float() for name, t in load_file(path).items()}
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name.endswith((".beta", ".gamma")):
-            layer = GDN(1)
-            reparam = layer.beta_reparam if name.endswith(".beta") else layer.gamma_reparam
-            out[name] = reparam.init(tensor.reshape(tensor.shape[:2]) if name.endswith(".gamma") else tensor)
+        if name.endswith(".beta"):
+            out[name] = GDN(1).beta_reparam.init(tensor)
+        elif name.endswith(".gamma"):
+            out[name] = GDN(1).gamma_reparam.init(tensor[:, :, 0, 0])
         elif name.startswith(("analysis.", "synthesis.")):
-            factor = {"analysis.conv3.weight": LATENT_SCALE, "synthesis.conv1.weight": 1 / LATENT_SCALE}.get(name, 1.0)
-            out[name] = tensor / factor
+            out[name] = tensor
+    log_gain = _log_gains(model, path, lambdas)
+    # The unit of a latent is its step in the middle of the ladder, and the convolutions get weights near one again.
+    unit = log_gain[len(log_gain) // 2]
+    out["log_gain"] = log_gain - unit
+    out["log_unit"] = unit + math.log(LATENT_SCALE)
+    out["analysis.conv3.weight"] = out["analysis.conv3.weight"] / LATENT_SCALE
+    out["synthesis.conv1.weight"] = out["synthesis.conv1.weight"] * LATENT_SCALE
     cdf = torch.from_numpy(model.density.cdf / (1 << CDF_BITS))
     edges = torch.cat([torch.zeros(len(cdf), 1), cdf, torch.ones(len(cdf), 1)], dim=1).double()
     out["density.logits"] = (edges.diff(dim=1).clamp(min=2.0**-CDF_BITS).log() - start_log_mass()).float()
-    out["density.log_scale"] = torch.from_numpy(model.density.scale / (1 << STEP_BITS)).log().float()
+    out["density.log_scale"] = torch.from_numpy(model.density.scale / (1 << STEP_BITS)).log().float() + unit
+    return out
+
+
+def _log_gains(model: Model, path: Path, lambdas: tuple[float, ...]) -> Tensor:
+    """R×M logarithms of the reciprocal steps that a frozen model has, or would have, at these λ."""
     known = model.metadata.get("lambdas")
     if not isinstance(known, list) or not known:
         raise ModelError(f"{path}: the model does not say which λ it was trained for")
     log_gain = -torch.from_numpy(model.steps / (1 << STEP_BITS)).log().float()
-    target = torch.tensor(lambdas).log()
-    if len(known) == 1:
-        out["log_gain"] = log_gain + 0.5 * (target - np.log(known[0]))[:, None]
-    else:
-        rungs = torch.tensor(known).log()
-        # Position on the frozen ladder, then among its qualities; beyond the ends the gain goes on as √λ.
-        position = np.interp(target.numpy(), rungs.numpy(), np.linspace(0, len(log_gain) - 1, len(known)))
-        low = torch.from_numpy(np.floor(position).astype(np.int64)).clamp(max=len(log_gain) - 2)
-        out["log_gain"] = torch.lerp(log_gain[low], log_gain[low + 1], (torch.from_numpy(position) - low).float()[:, None])
-        out["log_gain"] += 0.5 * (target - target.clamp(rungs[0], rungs[-1]))[:, None]
-    return out
+    target, rungs = np.log(np.asarray(lambdas)), np.log(np.asarray(known))
+    position = np.interp(target, rungs, np.linspace(0, len(log_gain) - 1, len(known)))
+    low = np.clip(np.floor(position).astype(np.int64), 0, max(len(log_gain) - 2, 0))
+    high = np.minimum(low + 1, len(log_gain) - 1)
+    weight = torch.from_numpy(position - low).float()[:, None]
+    beyond = torch.from_numpy(0.5 * (target - np.clip(target, rungs[0], rungs[-1]))).float()
+    return torch.lerp(log_gain[low], log_gain[high], weight) + beyond[:, None]

@@ -34,7 +34,7 @@ class TrainingError(Exception):
     """Training cannot go on; the message is one line."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """A signal asked the run to stop; its state is saved."""
 
 
@@ -65,8 +65,10 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 
 def weights_of(lambdas: Tensor) -> Tensor:
-    """Weight of an image's loss among images of other λ: the Lagrangian grows about as √λ, and a relative gain should count the
-    same at every rate."""
+    """Weight of an image's loss among images of other λ.
+
+    The Lagrangian grows about as √λ, and a relative gain should count the same at every rate.
+    """
     return (REFERENCE_LAMBDA / lambdas).sqrt() if len(lambdas) > 1 else torch.ones_like(lambdas)
 
 
@@ -159,13 +161,17 @@ class Trainer:
                     if self.caution < 1 or not (self.out / LAST).exists():
                         raise TrainingError(f"{error}; lower the learning rate") from error
                     self.restore()
-                    self.caution = 0.5
+                    self.caution, bar.n = 0.5, self.step
                     bar.write(f"train: {error}: back to step {self.step} at half the learning rate", file=sys.stderr)
         self.save()
+        return self.freeze()
+
+    def freeze(self) -> Path:
+        """Freeze the weights as they stand. Returns the model file."""
         path = self.out / MODEL
-        if fabric.is_global_zero:
-            freeze.freeze_to_file(self.model, config, self.provenance(), self.photographs, self.validation, path)
-        fabric.barrier()
+        if self.fabric.is_global_zero:
+            freeze.freeze_to_file(self.model, self.config, self.provenance(), self.validation, path)
+        self.fabric.barrier()
         return path
 
     def _stretch(self, bar: tqdm[Any], stop: Callable[[], bool]) -> None:

@@ -13,26 +13,35 @@ from codec import transforms
 from codec.density import Density
 
 LATENT_SCALE = 16.0
-"""Latents are the analysis times this. Orthogonal filters on pixels in 0…1 give values near one, while good quantiser steps
-at middling λ are near a sixteenth of that; with the factor kept outside, all weights stay near one."""
+"""Where the units of the latents start. Orthogonal filters on pixels in 0…1 give values near one, while good quantiser steps at
+middling λ are near a sixteenth of that; with the factor outside the convolutions, all their weights start, and stay, near one."""
 REFERENCE_LAMBDA = 0.013
-"""The λ at which gains start at one."""
+"""Weights of the loss are relative to this λ."""
 
 
 class RateDistortion(nn.Module):
     """Transforms, density and gains, for one λ or a ladder of them.
 
-    With several λ, each has its own gain per channel; between two rungs the gain is interpolated geometrically.
+    A channel's latents are the analysis times a trained unit; with one λ, they are quantised in steps of one, as in the paper. With
+    several, each λ has a gain per channel in front of the quantiser; between two rungs it is interpolated geometrically. The density
+    is one for all.
     """
+
+    log_gain: Tensor
 
     def __init__(self, lambdas: Sequence[float], filters: int = 128, latents: int = 192) -> None:
         super().__init__()
         self.analysis = transforms.analysis(filters, latents, GDN)
         self.synthesis = transforms.synthesis(filters, latents, GDN)
         self.density = Density(latents)
+        self.log_unit = nn.Parameter(torch.full((latents,), math.log(LATENT_SCALE)))
         # At high rate the best step is proportional to the root of the distortion, so to λ^-½.
-        start = torch.tensor([0.5 * math.log(v / REFERENCE_LAMBDA) for v in lambdas])
-        self.log_gain = nn.Parameter(start[:, None].repeat(1, latents))
+        middle = lambdas[len(lambdas) // 2]
+        start = torch.tensor([0.5 * math.log(v / middle) for v in lambdas])[:, None].repeat(1, latents)
+        if len(lambdas) > 1:
+            self.log_gain = nn.Parameter(start)
+        else:
+            self.register_buffer("log_gain", start)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.orthogonal_(module.weight)
@@ -52,12 +61,12 @@ class RateDistortion(nn.Module):
         x is B×3×H×W in 0…1; position B; noise B×M×H/16×W/16 uniform in ±½, or None for real rounding.
         Ballé et al. 2017, eq. (11): ỹ = y + Δy in training; eq. (8): ŷ = round(y) at test time.
         """
-        y = self.analysis(x).float() * LATENT_SCALE
-        device = x.device.type
-        with torch.autocast(device, enabled=False):
+        unit = self.log_unit.exp()[:, None, None]
+        y = self.analysis(x).float() * unit
+        with torch.autocast(x.device.type, enabled=False):
             gain = self.gain(position)
             scaled = y * gain
             quantised = (torch.round(scaled) if noise is None else scaled + noise) / gain
             bits = self.density.bits(quantised, 1 / gain).sum(dim=(1, 2, 3))
-        restored = self.synthesis(quantised / LATENT_SCALE).float()
+        restored = self.synthesis(quantised / unit).float()
         return bits, (restored - x).square().mean(dim=(1, 2, 3)), restored

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SAMPLES
+from PIL import Image
+
+import codec
+from codec import cli, container
+from codec import image as images
+
+COFFEE = SAMPLES / "coffee.png"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run, expect status 2 and one line on standard error; return it."""
+    assert cli.main([str(a) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("rdae: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], photograph: np.ndarray) -> None:
+    small, back = tmp_path / "c.rdae", tmp_path / "c.png"
+    assert cli.main(["compress", str(COFFEE), "-o", str(small), "--verify"]) == 0
+    line = capsys.readouterr().out
+    size = small.stat().st_size
+    assert f"{size} bytes" in line and f"{8 * size / (600 * 400):.3f} bpp" in line
+    assert cli.main(["decompress", str(small)]) == 0
+    restored = images.read(back)
+    np.testing.assert_array_equal(restored, codec.decompress(small.read_bytes()))
+    error = np.mean((restored.astype(float) - photograph) ** 2)
+    assert f"{10 * np.log10(255**2 / error):.2f} dB" in line
+    assert size < COFFEE.stat().st_size / 8 and error < 100
+
+
+def test_info_counts_every_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "c.rdae"
+    data = codec.compress(images.read(COFFEE))
+    small.write_bytes(data)
+    assert cli.main(["info", str(small), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["model"] == codec.models()[0] and facts["width"] == 600 and facts["height"] == 400
+    assert facts["bytes"]["total"] == len(data) == facts["bytes"]["latents"] + facts["bytes"]["header"]
+    assert facts["bytes"]["header"] <= 32
+    assert cli.main(["info", str(small)]) == 0
+    assert codec.models()[0] in capsys.readouterr().out
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == codec.models()
+
+
+def test_a_model_file_can_be_named(tmp_path: Path, tiny_model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "c.rdae"
+    assert cli.main(["compress", str(COFFEE), "-o", str(small), "--model", str(tiny_model_file), "--quality", "1"]) == 0
+    capsys.readouterr()
+    assert "--model" in fails(capsys, "decompress", small)
+    assert cli.main(["decompress", str(small), "--model", str(tiny_model_file)]) == 0
+    capsys.readouterr()
+    assert cli.main(["info", str(small)]) == 0
+    assert "not shipped" in capsys.readouterr().out
+
+
+def test_overwriting_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "c.rdae"
+    output.write_bytes(b"precious")
+    assert "--force" in fails(capsys, "compress", COFFEE, "-o", output)
+    assert output.read_bytes() == b"precious"
+    assert cli.main(["compress", str(COFFEE), "-o", str(output), "--force"]) == 0
+    assert container.read(output.read_bytes()).width == 600
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing, text = tmp_path / "nothing.png", tmp_path / "text.png"
+    text.write_text("hello")
+    assert str(nothing) in fails(capsys, "compress", nothing)
+    assert "not an image" in fails(capsys, "compress", text)
+    assert "not an .rdae" in fails(capsys, "decompress", text, "-o", tmp_path / "out.png")
+    assert "not an .rdae" in fails(capsys, "info", text)
+    assert "No such file" in fails(capsys, "info", nothing)
+    assert "no such folder" in fails(capsys, "compress", COFFEE, "-o", tmp_path / "a" / "b.rdae")
+    assert "is a folder" in fails(capsys, "compress", COFFEE, "-o", tmp_path)
+    assert "no quality 777" in fails(capsys, "compress", COFFEE, "-o", tmp_path / "o.rdae", "--quality", 777)
+    assert "nosuch" in fails(capsys, "compress", COFFEE, "-o", tmp_path / "o.rdae", "--model", "nosuch")
+    assert "not an rdae model" in fails(capsys, "compress", COFFEE, "-o", tmp_path / "o.rdae", "--model", text)
+    good = tmp_path / "good.rdae"
+    good.write_bytes(codec.compress(np.zeros((20, 20, 3), np.uint8)))
+    assert "cannot tell an image format" in fails(capsys, "decompress", good, "-o", tmp_path / "out.xyz")
+    damaged = bytearray(good.read_bytes())
+    damaged[-6] ^= 4
+    good.write_bytes(damaged)
+    assert "checksum" in fails(capsys, "decompress", good)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.rdae", "text.png"]
+
+
+def test_usage_errors_have_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["compress"], ["nonsense"], ["compress", "x", "--quality", "high"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("command", [["--help"], ["compress", "--help"], ["models"], ["info", "FILE"]])
+def test_light_commands_do_not_import_torch(tmp_path: Path, command: list[str]) -> None:
+    file = tmp_path / "x.rdae"
+    file.write_bytes(codec.compress(np.zeros((9, 9, 3), np.uint8)))
+    command = [str(file) if word == "FILE" else word for word in command]
+    program = (
+        "import sys\nfrom codec import cli\ntry:\n    status = cli.main(sys.argv[1:])\nexcept SystemExit as stop:\n    status = stop.code\n"
+        "print(sorted({'torch', 'numpy', 'PIL', 'constriction'} & set(sys.modules)), status, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=True)
+    assert run.stderr.strip() == "[] 0"
+
+
+def test_import_codec_pulls_in_little() -> None:
+    program = (
+        "import sys, codec, codec.model\nheavy = {'compressai', 'lightning', 'matplotlib', 'scipy', 'torchvision', 'train', 'tools'}\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    """The installed console script, in a process of its own: a traceback would show here."""
+    script = Path(sys.executable).parent / "rdae"
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "codec.cli"]
+    began = time.monotonic()
+    run = subprocess.run([*command, "compress", "missing.png"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr == "rdae: missing.png: No such file or directory\n"
+    assert time.monotonic() - began < 60
+    Image.new("RGB", (33, 17), "teal").save(tmp_path / "a.png")
+    subprocess.run([*command, "compress", "a.png"], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "a.png").unlink()
+    subprocess.run([*command, "decompress", "a.rdae"], cwd=tmp_path, check=True, capture_output=True)
+    assert np.abs(images.read(tmp_path / "a.png").astype(int) - [0, 128, 128]).mean() < 12

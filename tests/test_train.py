@@ -1,0 +1,295 @@
+"""Training of a model small enough for seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLES
+from PIL import Image
+
+import codec
+from codec import image as images
+from train import data
+from train.__main__ import main
+from train.config import Config, ConfigError, difference
+from train.loop import LAST, MODEL, Trainer, save_atomically
+from train.objective import RateDistortion
+
+TINY = [
+    "--filters", "8", "--latents", "12", "--batch", "4", "--crop", "64", "--early-crop", "32", "--early-steps", "20",
+    "--warmup", "5", "--held-out", "1", "--precision", "32-true", "--threads", "1", "--validate-every", "20", "--save-every", "10",
+]  # fmt: skip
+
+
+def train(out: Path, *more: str) -> int:
+    return main(["--data", str(SAMPLES), "--out", str(out), *TINY, *more])
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    with (folder / "curve.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("train")
+    assert train(out, "--steps", "60") == 0
+    return out / "lambda-0.013"
+
+
+def test_the_loss_falls_and_the_model_works(finished: Path, photograph: np.ndarray) -> None:
+    losses = [float(row["val_loss"]) for row in curve(finished)]
+    assert len(losses) == 3 and losses[-1] < 0.5 * losses[0]
+    model = codec.load(finished / MODEL)
+    restored = model.decode(model.encode(photograph))
+    assert np.mean((restored.astype(float) - photograph) ** 2) < 0.5 * np.var(photograph)
+    assert model.metadata["training"]["steps"] == 60 and model.metadata["training"]["step"] == 60
+    assert model.metadata["measured_on_held_out_crops"]["bits_over_ideal"] < 1.1
+    assert "data" not in model.metadata["training"]  # paths of the machine are nobody's business
+
+
+def test_resuming_gives_the_same_state_bit_for_bit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped by a signal in the midst, resumed, the run ends with the very weights of the uninterrupted one."""
+    original = Trainer._train_step
+
+    def stop_at_34(self: Trainer, batch: data.Batch) -> tuple[float, float, float]:
+        if self.step == 33:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "_train_step", stop_at_34)
+    assert train(tmp_path, "--steps", "60") == 130
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "lambda-0.013" / LAST, weights_only=True)["step"] == 34
+    assert train(tmp_path, "--steps", "60", "--resume") == 0
+    a, b = (torch.load(folder / LAST, weights_only=True) for folder in (finished, tmp_path / "lambda-0.013"))
+    assert a["model"].keys() == b["model"].keys()
+    for name in a["model"]:
+        assert torch.equal(a["model"][name], b["model"][name]), name
+    # The files differ in their metadata (hours), but not in a single tensor.
+    first, second = (codec.load(folder / MODEL) for folder in (finished, tmp_path / "lambda-0.013"))
+    assert np.array_equal(first.density.cdf, second.density.cdf) and np.array_equal(first.steps, second.steps)
+
+
+def test_a_run_is_not_overwritten_and_not_changed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(finished.parent, "--steps", "60") == 2
+    assert "--resume" in capsys.readouterr().err
+    (finished / MODEL).rename(finished / "aside")
+    assert train(finished.parent, "--steps", "60", "--resume", "--lr", "0.5") == 2
+    assert "lr 0.02 → 0.5" in capsys.readouterr().err
+    (finished / "aside").rename(finished / MODEL)
+
+
+def test_variable_rate_from_a_fixed_one(finished: Path, tmp_path: Path, photograph: np.ndarray) -> None:
+    arguments = ["--variable-rate", "--lambda", "0.0035", "0.013", "0.0483", "--start-from", str(finished / MODEL)]
+    assert train(tmp_path, "--steps", "10", "--lr", "0.001", "--adam-lr", "0.0001", "--warmup", "0", *arguments) == 0
+    model = codec.load(tmp_path / "variable-rate" / MODEL)
+    assert model.qualities == 100
+    sizes = [len(model.encode(photograph, quality)) for quality in (1, 50, 100)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    # It began where the fixed model had ended, not at the noise that an untrained model gives.
+    assert float(curve(tmp_path / "variable-rate")[0]["val_loss"]) < 3 * float(curve(finished)[-1]["val_loss"])
+
+
+def test_a_ladder_starts_each_model_from_its_neighbour(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, tmp_path / finished.name)
+    settings = ["--steps", "20", "--lr", "0.005", "--lambda", "0.013", "0.02", "--resume"]
+    assert train(tmp_path, *settings) == 0
+    assert "done already" in capsys.readouterr().err
+    warm = float(curve(tmp_path / "lambda-0.02")[0]["loss"])
+    shutil.rmtree(tmp_path / "lambda-0.02")
+    assert train(tmp_path, *settings, "--no-warm-start") == 0
+    assert warm < 0.5 * float(curve(tmp_path / "lambda-0.02")[0]["loss"])
+
+
+def test_a_loss_that_is_not_finite_rolls_back_once_and_then_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, spoiled = Trainer._train_step, []
+
+    def spoil(self: Trainer, batch: data.Batch) -> tuple[float, float, float]:
+        if self.step == 15:
+            spoiled.append(self.caution)
+            with torch.no_grad():
+                self.model.log_gain.fill_(float("nan"))
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "_train_step", spoil)
+    assert train(tmp_path, "--steps", "20") == 2
+    assert spoiled == [1.0, 0.5]
+    error = capsys.readouterr().err
+    assert "back to step 10 at half the learning rate" in error and "not finite at step 15" in error
+    state = torch.load(tmp_path / "lambda-0.013" / LAST, weights_only=True)
+    assert state["step"] == 10 and torch.isfinite(state["model"]["log_gain"]).all()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    save_atomically({"step": 1}, path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(Exception, match="No space left"):
+        save_atomically({"step": 2}, path)
+    assert torch.load(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lambda", "0"], "positive"),
+        (["--lambda", "-0.01"], "positive"),
+        (["--lambda", "nan"], "positive"),
+        (["--lambda", "0.02", "0.01"], "rise"),
+        (["--lambda", "0.02", "0.02"], "rise"),
+        (["--crop", "100"], "--crop: 100 is not a positive multiple of 16"),
+        (["--early-crop", "8"], "multiple of 16"),
+        (["--steps", "0"], "--steps: must be at least 1"),
+        (["--lr", "-1"], "--lr: must be a positive"),
+        (["--variable-rate"], "at least two"),
+        (["--distortion", "ms-ssim"], "176"),
+        (["--config", "missing.toml"], "missing.toml"),
+        (["--data", "missing-folder"], "missing-folder: no such folder"),
+        (["--start-from", "missing.safetensors"], "cannot read"),
+    ],
+)
+def test_bad_arguments_get_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert train(tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("train: ") and error.count("\n") == 1
+
+
+def test_a_folder_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "run"), *TINY]) == 2
+    assert "no images" in capsys.readouterr().err
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("not an image")
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "run"), *TINY]) == 2
+    assert "none of the held-out images is readable" in capsys.readouterr().err
+
+
+def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'data = "{SAMPLES}"\nlambdas = [0.05]\nsteps = 3\nfilters = 4\n')
+    assert main(["--config", str(file), "--out", str(tmp_path / "run"), *TINY[2:], "--steps", "2"]) == 0
+    saved = json.loads((tmp_path / "run" / "lambda-0.05" / "config.json").read_text())
+    assert (saved["steps"], saved["filters"], saved["lambdas"]) == (2, 4, [0.05])
+    for text, words in (("stepps = 3", "unknown setting 'stepps'"), ("steps = 'x'", "'x' is not"), ("= broken", "c.toml")):
+        file.write_text(text)
+        assert main(["--config", str(file), "--out", str(tmp_path / "other")]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_schedule() -> None:
+    config = Config(steps=100, warmup=10, decay=0.5, early_steps=20)
+    rates = [config.rate_at(step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[49] == 1 and rates[100] == pytest.approx(0)
+    assert rates[75] == pytest.approx(0.5) and rates[50:] == sorted(rates[50:], reverse=True)
+    assert (config.crop_at(19), config.crop_at(20)) == (128, 256)
+    with pytest.raises(ConfigError):
+        Config(decay=2).check()
+    assert difference(config.as_dict(), Config(steps=50, crop=128).as_dict()).startswith("crop 256 → 128")
+
+
+# Data
+
+
+def test_crops_do_not_depend_on_when_or_where_they_are_made() -> None:
+    photographs = data.Photographs(data.find_photographs(SAMPLES))
+    settings = {"seed": 3, "size": 4, "crop": 32, "latents": 5, "rates": 8}
+    straight = list(data.batches(photographs, first=0, last=6, **settings))
+    later = list(data.batches(photographs, first=4, last=6, **settings))
+    for a, b in zip(straight[4:], later, strict=True):
+        assert np.array_equal(a.crops, b.crops) and np.array_equal(a.noise, b.noise) and np.array_equal(a.position, b.position)
+    halves = [next(data.batches(photographs, first=0, last=1, rank=rank, world=2, **settings)) for rank in (0, 1)]
+    together = np.stack([halves[0].crops, halves[1].crops], axis=1).reshape(straight[0].crops.shape)
+    np.testing.assert_array_equal(together, straight[0].crops)
+    assert not np.array_equal(straight[0].crops, straight[1].crops)
+    assert abs(straight[0].noise).max() <= 0.5 and straight[0].position.min() >= 0 and straight[0].position.max() <= 7
+
+
+def test_small_photographs_are_mirrored_and_unreadable_ones_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    Image.new("RGB", (7, 90), "red").save(tmp_path / "deep" / "er" / "small.webp")
+    Image.new("L", (1, 1), 9).save(tmp_path / "dot.png")
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    (tmp_path / "notes.txt").write_text("not an image by its name")
+    paths = data.find_photographs(tmp_path)
+    assert [p.name for p in paths] == ["broken.jpg", "small.webp", "dot.png"]
+    photographs = data.Photographs(paths)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        assert photographs.crop(48, rng).shape == (48, 48, 3)
+    assert capsys.readouterr().err.count("skipped") == 1
+    photographs = data.Photographs(paths[:1])
+    with pytest.raises(data.DataError, match="no readable image"):
+        photographs.crop(16, rng)
+
+
+def test_a_list_file_names_photographs(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("# two of them\na.png\n\nsub/b.png\n")
+    assert data.find_photographs(tmp_path / "list.txt") == [tmp_path / "a.png", tmp_path / "sub" / "b.png"]
+
+
+def test_the_held_out_split_follows_the_names() -> None:
+    paths = [Path(f"folder/{i}.png") for i in range(100)]
+    training, held_out = data.split(paths, 16)
+    assert len(held_out) == 16 and not set(training) & set(held_out)
+    assert data.split(paths[::-1], 16)[1] == held_out
+    moved = [Path("elsewhere") / p.name for p in paths]
+    assert [p.name for p in data.split(moved, 16)[1]] == [p.name for p in held_out]
+
+
+def test_memory_is_bounded() -> None:
+    photographs = data.Photographs(data.find_photographs(SAMPLES), budget=800_000)
+    for i in range(4):
+        photographs.get(i)
+    assert 0 < sum(p.nbytes for p in photographs._cache.values()) <= 800_000
+
+
+# Objective
+
+
+def test_rounding_and_noise_are_both_unbiased_on_a_smooth_model() -> None:
+    """The rate with noise is an upper estimate of what rounding costs, and near it for wide latents."""
+    torch.manual_seed(0)
+    model = RateDistortion((0.013,), 8, 12)
+    x = torch.from_numpy(images.read(SAMPLES / "chelsea.png")[:288, :448].copy()).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        hard, _, _ = model(x, torch.zeros(1))
+        soft, _, _ = model(x, torch.zeros(1), torch.rand(1, 12, 18, 28) - 0.5)
+    assert float(soft) == pytest.approx(float(hard), rel=0.05)
+
+
+def test_gains_interpolate_geometrically() -> None:
+    model = RateDistortion((0.01, 0.04, 0.16), 4, 3)
+    gains = model.gain(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))[:, 0, 0, 0]
+    ratios = (gains[1:] / gains[:-1]).tolist()
+    assert ratios == pytest.approx([2**0.5] * 4, rel=1e-5)
+
+
+def test_interrupt_from_the_keyboard_saves_and_leaves(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "train", "--data", str(SAMPLES), "--out", str(tmp_path / "run"), *TINY, "--steps", "100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    checkpoint = tmp_path / "run" / "lambda-0.013" / LAST
+    for _ in range(600):
+        if checkpoint.exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "--resume continues" in error and "Traceback" not in error
+    assert torch.load(checkpoint, weights_only=True)["step"] > 0
