@@ -14,7 +14,6 @@ mpl.use("Agg")  # no window is ever opened, so no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator, NullFormatter, ScalarFormatter
 
 from codec import image as image_files
@@ -115,7 +114,7 @@ def _label(ax: Axes, lines: Sequence[tuple[str, Any, np.ndarray]]) -> None:
     for number in sorted(inside, key=lambda n: len(lines[n][2])):
         name, colour, _ = lines[number]
         text = ax.text(1, 0, name, color=colour, fontsize=10, ha="left", va="bottom", zorder=6)
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5})
         box = text.get_window_extent(renderer)
         others = np.concatenate([np.zeros((0, 2)), *(line for n, line in enumerate(pixels) if n != number)])
         place, anchor = _place(box.width, box.height, frame, pixels[number], others, taken, joins, dots)
@@ -162,7 +161,7 @@ def _place(
 
 def save(fig: plt.Figure, folder: Path) -> None:
     """`rd.png` and `rd.svg`, the same bytes from the same numbers."""
-    with mpl.rc_context({"svg.hashsalt": "rdae", "svg.fonttype": "none"}):
+    with mpl.rc_context({"svg.hashsalt": "rdae"}):
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             fig.savefig(buffer, format=kind, metadata=metadata)
