@@ -285,7 +285,7 @@ def test_interrupt_from_the_keyboard_saves_and_leaves(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train", "--data", str(SAMPLES), "--out", str(tmp_path / "run"), *TINY, "--steps", "100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
     checkpoint = tmp_path / "run" / "lambda-0.013" / LAST
-    for _ in range(600):
+    for _ in range(3000):
         if checkpoint.exists():
             break
         time.sleep(0.1)

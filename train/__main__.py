@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from train.config import Config, ConfigError, add_arguments, resolve
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 EPILOG = """\
 examples:
@@ -16,6 +21,7 @@ examples:
   the whole ladder:     python -m train --data photos --lambda 0.0018 0.0035 0.0067 0.013 0.025 0.0483 0.0932 0.18 --out runs/b
   one model for all:    python -m train --data photos --lambda 0.0018 … 0.18 --variable-rate --out runs/c
   after an interruption: the same command with --resume
+  several processes:    torchrun --nproc-per-node 2 -m train …   (one batch is shared by all; any number of nodes)
 
 Each model has a folder of its own below --out, with model.safetensors (what rdae reads), curve.csv, config.json and checkpoints."""
 
@@ -64,10 +70,20 @@ def _fail(error: Exception) -> int:
     return 2
 
 
-def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int:
-    warnings.filterwarnings("ignore", category=FutureWarning)  # compressai scripts a module on import
+def _fabric(config: Config) -> Fabric:
+    """One process, or the share of one among those that torchrun or `fabric run` started."""
     from lightning.fabric import Fabric
 
+    here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if config.batch % everywhere:
+        raise ConfigError(f"--batch: {config.batch} crops cannot be shared evenly by {everywhere} processes")
+    fabric = Fabric(accelerator=config.device, devices=here, num_nodes=everywhere // here, strategy="ddp" if everywhere > 1 else "auto")
+    fabric.launch()
+    return fabric
+
+
+def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int:
+    warnings.filterwarnings("ignore", category=FutureWarning)  # compressai scripts a module on import
     from codec.errors import RdaeError
     from train import freeze
     from train.data import DataError
@@ -80,8 +96,7 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
             if (out / MODEL).exists():
                 print(f"train: {out / MODEL}: done already", file=sys.stderr)
             else:
-                fabric = Fabric(accelerator=config.device)
-                fabric.launch()
+                fabric = _fabric(config)
                 start = freeze.weights_to_start_from(start_file, config.lambdas) if start_file else None
                 trainer = Trainer(config, out, fabric, start)
                 if (out / LAST).exists():
@@ -93,7 +108,7 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
     except Interrupted as stop:
         print(f"train: {stop}", file=sys.stderr)
         return 130
-    except (DataError, TrainingError, RdaeError) as error:
+    except (ConfigError, DataError, TrainingError, RdaeError) as error:
         return _fail(error)
     return 0
 

@@ -46,11 +46,13 @@ class Config:
     optimiser: str = _option("muon", "what trains the convolutions", choices=("muon", "adam"))
     warmup: int = _option(200, "steps over which the learning rate rises from zero")
     decay: float = _option(0.5, "last fraction of the steps, over which it falls to zero along a cosine")
+    ema: float = _option(0.998, "decay of the running mean of the weights that is validated and frozen; 0 takes the weights as they are")
     distortion: str = _option("mse", "what is traded against the rate", choices=("mse", "ms-ssim"))
     seed: int = _option(0, "seed of weights, crops and noise")
     held_out: int = _option(16, "photographs kept for validation, chosen by their names")
     validate_every: int = _option(500, "steps between validations")
     save_every: int = _option(500, "steps between checkpoints")
+    files_every: int = _option(5, "validations between those that code real files and log reconstructions")
     device: str = _option("cpu", "cpu or cuda")
     precision: str = _option("bf16-mixed", "arithmetic of the transforms", choices=("bf16-mixed", "32-true"))
     threads: int = _option(0, "threads of the processor to use; 0 leaves it to PyTorch")
@@ -68,12 +70,14 @@ class Config:
                 raise ConfigError(f"--{name.replace('_', '-')}: {value} is not a positive multiple of 16")
             if self.distortion == "ms-ssim" and value < 176 and (name == "crop" or self.early_steps):
                 raise ConfigError(f"--{name.replace('_', '-')}: MS-SSIM needs crops of at least 176 pixels, not {value}")
-        for name in ("filters", "latents", "steps", "batch", "validate_every", "save_every", "held_out"):
+        for name in ("filters", "latents", "steps", "batch", "validate_every", "save_every", "files_every", "held_out"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be at least 1")
         for name in ("lr", "adam_lr", "density_lr"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
+        if not 0 <= self.ema < 1:
+            raise ConfigError("--ema: lies in 0…1, without 1")
         if not 0 <= self.decay <= 1 or self.warmup < 0 or self.early_steps < 0 or self.threads < 0:
             raise ConfigError("--decay lies in 0…1; --warmup, --early-steps and --threads are not negative")
 
@@ -93,7 +97,7 @@ class Config:
         return {**dataclasses.asdict(self), "lambdas": list(self.lambdas)}
 
 
-FREE_TO_CHANGE = {"steps", "decay", "validate_every", "save_every", "threads", "data", "device", "compile"}
+FREE_TO_CHANGE = {"steps", "decay", "validate_every", "save_every", "files_every", "threads", "data", "device", "compile"}
 """Settings that a resumed run may change: they do not alter what was trained so far."""
 
 

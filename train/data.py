@@ -51,9 +51,15 @@ def split(paths: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
     return [p for p in paths if p not in chosen], sorted(chosen)
 
 
-def manifest(paths: list[Path]) -> str:
-    """SHA-256 over the names of the files, to recognise a data set by."""
-    return hashlib.sha256("\n".join(p.name for p in paths).encode()).hexdigest()
+def manifest(paths: list[Path], sample: int = 1000) -> str:
+    """SHA-256 over the names of all files and the sizes of the first `sample` of them by hash, to recognise a data set by.
+
+    Sizes of all would mean a look at every file, too much where there are millions.
+    """
+    names = sorted(p.name for p in paths)
+    some = sorted(paths, key=lambda p: hashlib.sha256(p.name.encode()).digest())[:sample]
+    sizes = [str(p.stat().st_size) if p.exists() else "missing" for p in some]
+    return hashlib.sha256("\n".join([*names, *sizes]).encode()).hexdigest()
 
 
 def read(path: Path) -> Pixels:

@@ -63,15 +63,31 @@ def tensors_of(model: RateDistortion) -> dict[str, Tensor]:
     }
 
 
-def measure(model: Model, crops: Tensor) -> dict[str, float]:
-    """Real files of N×H×W×3 uint8 crops at the default quality: mean bits per pixel, PSNR, and latents' bits against -log2 P."""
+def _metadata(config: Config) -> dict[str, Any]:
+    """What a model says of itself, apart from where it comes from. The default quality is the middle of the ladder."""
+    return {
+        "profile": "factorized",
+        "filters": config.filters,
+        "latents": config.latents,
+        "lambdas": list(config.lambdas),
+        "distortion": config.distortion,
+        "default_quality": 1 if len(config.lambdas) == 1 else QUALITIES // 2,
+    }
+
+
+def in_memory(model: RateDistortion, config: Config) -> Model:
+    """The frozen model, without a file."""
+    return Model(tensors_of(model), _metadata(config), "0" * 64, "unsaved")
+
+
+def measure(model: Model, crops: Tensor, quality: int) -> dict[str, float]:
+    """Real files of N×H×W×3 uint8 crops: mean bits per pixel, PSNR, and the files' bits against the tables' -log2 P."""
     bpp, psnr, real, ideal = [], [], 0.0, 0.0
     for crop in crops.cpu().numpy():
-        data = model.encode(crop)
+        data = model.encode(crop, quality)
         restored = model.decode(data)
-        symbols = model.quantise(model.analyse(crop), model.default_quality)
         real += 8 * len(data)
-        ideal += float(model.tables(model.default_quality).bits(symbols).sum())
+        ideal += float(model.tables(quality).bits(model.quantise(model.analyse(crop), quality)).sum())
         bpp.append(8 * len(data) / (crop.shape[0] * crop.shape[1]))
         psnr.append(10 * np.log10(255**2 / max(np.mean((crop.astype(np.float64) - restored) ** 2), 1e-9)))
     return {"bpp": round(float(np.mean(bpp)), 4), "psnr": round(float(np.mean(psnr)), 3), "bits_over_ideal": round(real / ideal, 5)}
@@ -81,19 +97,11 @@ def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, 
     """Freeze, measure real files of the held-out crops, write. Returns what was measured."""
     settings = config.as_dict()
     settings.pop("data")
-    metadata = {
-        "profile": "factorized",
-        "filters": config.filters,
-        "latents": config.latents,
-        "lambdas": list(config.lambdas),
-        "distortion": config.distortion,
-        "default_quality": 1 if len(config.lambdas) == 1 else QUALITIES // 2,
-        "training": {**settings, **provenance},
-    }
-    tensors = tensors_of(model)
-    measured = measure(Model(tensors, metadata, "0" * 64, path.stem), validation)
+    frozen = in_memory(model, config)
+    measured = measure(frozen, validation, frozen.default_quality)
+    metadata = {**_metadata(config), "training": {**settings, **provenance}, "measured_on_held_out_crops": measured}
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(codec_model.to_bytes(tensors, {**metadata, "measured_on_held_out_crops": measured}))
+    temporary.write_bytes(codec_model.to_bytes(tensors_of(model), metadata))
     temporary.replace(path)
     return measured
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from train import data, freeze
@@ -98,6 +101,11 @@ class Trainer:
             self.optimisers = [adam(model, [], config.adam_lr, config.density_lr)]
         self.peak_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
         self.step, self.best, self.seconds, self.caution = 0, math.inf, 0.0, 1.0
+        # What is validated and frozen: a running mean of the weights, or the weights themselves.
+        self.mean = copy.deepcopy(model).requires_grad_(False) if config.ema else model
+        self.stop: Callable[[], bool] = lambda: False
+        self.stopping = False
+        self.validations = 0
         self.log_lambda = torch.tensor(config.lambdas, dtype=torch.float32).log().to(fabric.device)
         paths = data.find_photographs(Path(config.data))
         training, held_out = data.split(paths, config.held_out)
@@ -111,6 +119,7 @@ class Trainer:
         """All that resuming needs, and what the run is."""
         return {
             "model": self.model.state_dict(),
+            "mean": self.mean.state_dict() if self.config.ema else {},
             "optimisers": [o.state_dict() for o in self.optimisers],
             "step": self.step,
             "best": self.best,
@@ -136,6 +145,8 @@ class Trainer:
         if changed:
             raise TrainingError(f"{path}: the run was configured otherwise: {changed}")
         self.model.load_state_dict(state["model"])
+        if self.config.ema:
+            self.mean.load_state_dict(state["mean"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.best, self.seconds, self.caution = state["step"], state["best"], state["seconds"], state["caution"]
@@ -154,9 +165,10 @@ class Trainer:
                 total=config.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not fabric.is_global_zero, file=sys.stderr
             ) as bar,
         ):
+            self.stop = stop
             while self.step < config.steps:
                 try:
-                    self._stretch(bar, stop)
+                    self._stretch(bar)
                 except FloatingPointError as error:
                     if self.caution < 1 or not (self.out / LAST).exists():
                         raise TrainingError(f"{error}; lower the learning rate") from error
@@ -170,11 +182,11 @@ class Trainer:
         """Freeze the weights as they stand. Returns the model file."""
         path = self.out / MODEL
         if self.fabric.is_global_zero:
-            freeze.freeze_to_file(self.model, self.config, self.provenance(), self.validation, path)
+            freeze.freeze_to_file(self.mean, self.config, self.provenance(), self.validation, path)
         self.fabric.barrier()
         return path
 
-    def _stretch(self, bar: tqdm[Any], stop: Callable[[], bool]) -> None:
+    def _stretch(self, bar: tqdm[Any]) -> None:
         """Steps with one size of crop, until it changes or all are done."""
         config, fabric = self.config, self.fabric
         crop = config.crop_at(self.step)
@@ -198,7 +210,7 @@ class Trainer:
                 self._validate(mean, bar)
             if self.step % config.save_every == 0:
                 self.save()
-            if stop():
+            if self.stopping:
                 self.save()
                 raise Interrupted(f"stopped at step {self.step}; --resume continues")
 
@@ -218,7 +230,9 @@ class Trainer:
         rate = bits / (x.shape[2] * x.shape[3])
         cost = rate + lambdas * self._distortion(mse, restored, x)
         loss = (cost * weights_of(lambdas)).mean()
-        seen = fabric.all_reduce(torch.stack([loss, rate.mean(), mse.mean()]).detach(), reduce_op="mean")
+        # Every process must see the same loss, and a signal that any of them got.
+        asked = torch.tensor(float(self.stop()), device=loss.device)
+        seen = fabric.all_reduce(torch.stack([loss.detach(), rate.detach().mean(), mse.detach().mean(), asked]), reduce_op="mean")
         values = [float(v) for v in seen]  # type: ignore[union-attr]
         if not math.isfinite(values[0]):
             raise FloatingPointError(f"the loss is not finite at step {self.step}")
@@ -226,6 +240,12 @@ class Trainer:
         fabric.backward(loss)
         for optimiser in self.optimisers:
             optimiser.step()
+        if config.ema:
+            # Short at first, so that the mean forgets where training began.
+            decay = min(config.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - decay)
+        self.stopping = values[3] > 0
         return values[0], values[1], values[2]
 
     def _lambda_at(self, position: Tensor) -> Tensor:
@@ -246,25 +266,51 @@ class Trainer:
         """Real rounding on held-out photographs, at every rung; a line in the curve, and the best checkpoint kept."""
         if not self.fabric.is_global_zero:
             return
-        rows = validate(self.model, self.validation, self.config.lambdas)
+        rows = validate(self.mean, self.validation, self.config.lambdas)
         weights = weights_of(torch.tensor(self.config.lambdas))
         score = float(np.mean([w * (r["bpp"] + v * PEAK * r["mse"]) for w, v, r in zip(weights, self.config.lambdas, rows, strict=True)]))
-        path = self.out / CURVE
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                names = [f"{what}_{v:g}" for v in self.config.lambdas for what in ("val_bpp", "val_psnr")]
-                writer.writerow(["step", "seconds", "lr", "loss", "bpp", "mse", "val_loss", *names])
-            values = [f"{r[k]:.4f}" for r in rows for k in ("bpp", "psnr")]
-            lr = self.config.rate_at(self.step - 1) * self.caution
-            writer.writerow([self.step, f"{self.seconds:.0f}", f"{lr:.4f}", *(f"{v:.6f}" for v in mean), f"{score:.4f}", *values])
+        record: dict[str, float] = {"step": self.step, "seconds": round(self.seconds)}
+        record |= {"lr": self.config.rate_at(self.step - 1) * self.caution, "loss": mean[0], "bpp": mean[1], "mse": mean[2]}
+        record |= {"val_loss": score}
+        for v, row in zip(self.config.lambdas, rows, strict=True):
+            record |= {f"val_bpp_{v:g}": row["bpp"], f"val_psnr_{v:g}": row["psnr"]}
+        self._log(record)
         middle = rows[len(rows) // 2]
-        text = f"step {self.step}: held out {middle['bpp']:.3f} bpp, {middle['psnr']:.2f} dB, loss {score:.4f}"
-        bar.write(text, file=sys.stderr)
+        bar.write(f"step {self.step}: held out {middle['bpp']:.3f} bpp, {middle['psnr']:.2f} dB, loss {score:.4f}", file=sys.stderr)
+        self.validations += 1
+        if self.validations % self.config.files_every == 0:
+            bar.write(self._measure_files(middle["bpp"]), file=sys.stderr)
         if score < self.best:
             self.best = score
             save_atomically(self.state(), self.out / BEST)
+
+    def _log(self, record: dict[str, float]) -> None:
+        """A line in curve.csv and the same numbers for TensorBoard."""
+        path = self.out / CURVE
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(record))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in record.items()})
+        for name, value in record.items():
+            if name != "step":
+                self.board.add_scalar(name, value, self.step)
+
+    def _measure_files(self, estimate: float) -> str:
+        """Real files of the held-out crops at the middle rung against the estimated rate, and the first reconstructions."""
+        frozen = freeze.in_memory(self.mean, self.config)
+        quality = (frozen.qualities + 1) // 2
+        measured = freeze.measure(frozen, self.validation, quality)
+        self.board.add_scalar("files_bpp", measured["bpp"], self.step)
+        for i, crop in enumerate(self.validation[:4].cpu().numpy()):
+            self.board.add_image(f"held_out/{i}", frozen.decode(frozen.encode(crop, quality)), self.step, dataformats="HWC")
+        return f"step {self.step}: real files {measured['bpp']:.3f} bpp, {measured['bits_over_ideal']:.4f} of -log2 P, header included"
+
+    @cached_property
+    def board(self) -> SummaryWriter:
+        """TensorBoard's event file, in the run's folder; appended to when a run is resumed."""
+        return SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
 
     def provenance(self) -> dict[str, Any]:
         """Where a model comes from."""
