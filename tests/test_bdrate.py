@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate
 from scipy.interpolate import PchipInterpolator
 
-from tools.bdrate import bd_rate, front, markdown_table, per_image_table, report
+from tools.bdrate import bd_rate, front, markdown_table, per_image_table, report, worst_images_table
 from tools.results import Curve
 
 RATE = np.array([0.1, 0.25, 0.5, 1.0, 2.0])
@@ -63,6 +63,14 @@ def test_tables() -> None:
     ]
     line = per_image_table([better, anchor], {"x": "x.png", "y": "y.png", "z": "z.png"}).splitlines()[2]
     assert line == "| rdae | JPEG | −30.0 % | 25.0–39.0 | −16.7 % | −10.0 % | +10.0 % (z.png) | 3 |"
+
+
+def test_the_worst_images_come_first() -> None:
+    factors = {str(i): 1 + i / 10 for i in range(-3, 4)}
+    table = worst_images_table(
+        [curve("rdae", images=factors)], [curve("JPEG", images=dict.fromkeys(factors, 1.0))], {k: f"{k}.png" for k in factors}
+    )
+    assert table.splitlines()[2] == "| rdae | JPEG | 3.png +30.0 %, 2.png +20.0 %, 1.png +10.0 %, 0.png +0.0 %, -1.png −10.0 % |"
 
 
 def test_the_report_says_what_does_not_overlap() -> None:

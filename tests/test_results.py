@@ -9,10 +9,12 @@ import pytest
 from compressai.utils.plot.__main__ import main as plot_with_compressai
 
 from tools.baselines import Codec
-from tools.results import Curve, ResultsError, Row, Store, curves, image_hash, read_reference, summary
+from tools.results import Curve, ResultsError, Row, Store, curves, image_hash, read_reference, stored_curves, summary
 
 CODEC = Codec("one", "One", "best", "lib 1", "quality", (10, 20), lambda _, __: b"", lambda _, __: np.zeros((1, 1, 3), np.uint8))
 OTHER = dataclasses.replace(CODEC, key="other", name="Other")
+ONE = {"one": ["10", "20"]}
+BOTH = {"one": ["10", "20"], "other": ["10", "20"]}
 
 
 def row(bpp: float, psnr: float | None, ms_ssim: float | None = 0.9) -> Row:
@@ -54,9 +56,16 @@ def test_other_settings_or_libraries_are_measured_anew(tmp_path: Path) -> None:
         assert store.has("other", "10", "x")
 
 
+def test_codecs_and_settings_keep_the_order_of_the_last_run(tmp_path: Path) -> None:
+    store = filled(tmp_path / "none.json")
+    store.enter(dataclasses.replace(CODEC, ladder=(5, 20, 15)))
+    assert list(store.codecs) == ["other", "one"]
+    assert list(store.codecs["one"]["points"]) == ["5", "20", "15", "10"]
+
+
 def test_averages() -> None:
     store = filled(Path("none.json"))
-    found, used, remarks = curves(store, [CODEC, OTHER], ["x", "y"])
+    found, used, remarks = curves(store, BOTH, ["x", "y"])
     assert (used, remarks) == (["x", "y"], [])
     assert found[0].means["bpp"] == [1, 2]
     assert found[0].means["psnr"] == [30, 31]
@@ -64,10 +73,18 @@ def test_averages() -> None:
     assert list(found[0].points("psnr", "y")[1]) == [31, 32]
 
 
+def test_curves_are_read_back_from_a_folder(tmp_path: Path) -> None:
+    store = filled(tmp_path / "results.json")
+    store.save()
+    assert stored_curves(tmp_path) == curves(store, BOTH, ["x", "y"])[0]
+    with pytest.raises(ResultsError, match="holds no measurements"):
+        stored_curves(tmp_path / "nowhere")
+
+
 def test_all_codecs_are_averaged_over_the_same_images() -> None:
     store = filled(Path("none.json"))
     del store.codecs["other"]["points"]["20"]["y"]
-    found, used, remarks = curves(store, [CODEC, OTHER], ["x", "y"])
+    found, used, remarks = curves(store, BOTH, ["x", "y"])
     assert used == ["x"]
     assert found[0].means["psnr"] == [29, 30]
     assert remarks == ["y.png: left out of all averages, some codec failed on it"]
@@ -76,9 +93,9 @@ def test_all_codecs_are_averaged_over_the_same_images() -> None:
 def test_a_setting_or_codec_that_never_works_is_left_out() -> None:
     store = filled(Path("none.json"))
     del store.codecs["one"]["points"]["10"]
-    assert curves(store, [CODEC], ["x", "y"])[0][0].labels == ("20",)
+    assert curves(store, ONE, ["x", "y"])[0][0].labels == ("20",)
     store.codecs["one"]["points"] = {}
-    found, _, remarks = curves(store, [CODEC, OTHER], ["x", "y"])
+    found, _, remarks = curves(store, BOTH, ["x", "y"])
     assert [curve.key for curve in found] == ["other"]
     assert remarks[0].startswith("One: left out")
 
@@ -86,7 +103,7 @@ def test_a_setting_or_codec_that_never_works_is_left_out() -> None:
 def test_infinite_psnr_is_no_point_and_small_images_have_no_part_in_ms_ssim() -> None:
     store = filled(Path("none.json"))
     store.add("one", "20", "x", row(2, None, None))
-    found = curves(store, [CODEC], ["x", "y"])[0][0]
+    found = curves(store, ONE, ["x", "y"])[0][0]
     assert found.means["psnr"] == [30, None]
     assert found.means["ms_ssim"] == pytest.approx([0.9, 0.9])
     assert list(found.points("psnr")[1]) == [30]
@@ -107,7 +124,7 @@ def test_the_hash_is_that_of_pixels_and_shape() -> None:
 
 
 def test_compressais_tool_plots_a_summary(tmp_path: Path) -> None:
-    curve = curves(filled(Path("none.json")), [CODEC], ["x", "y"])[0][0]
+    curve = curves(filled(Path("none.json")), ONE, ["x", "y"])[0][0]
     file = tmp_path / "one.json"
     file.write_text(summary(curve, 2), encoding="utf-8")
     assert json.loads(file.read_text(encoding="utf-8"))["results"]["psnr-rgb"] == [30, 31]

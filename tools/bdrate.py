@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import bjontegaard
 import numpy as np
 
-from tools.results import Curve, Floats
+from tools.results import Curve, Floats, stored_curves
 
+WORST = 5
+"""How many images a list of the worst names."""
+README_ANCHORS = ("jpeg-420", "jpeg2000", "webp", "jxl", "avif-psnr")
 METRICS = {"psnr": "PSNR (RGB)", "psnr_luma": "luma PSNR (Y')", "ms_ssim_db": "MS-SSIM (dB)"}
 
 
@@ -94,6 +98,23 @@ def per_image_table(curves: Sequence[Curve], names: dict[str, str], metric: str 
     return _table(["codec", "anchor", "averaged curve", "common range, dB", "mean", "median", "worst image", "images"], rows)
 
 
+def readme_table(folder: Path, anchors: Sequence[str] = README_ANCHORS) -> str:
+    """The table of averaged-curve BD-rates that the README shows: every codec in a folder of results against a few (by key)."""
+    curves = stored_curves(folder)
+    return markdown_table(curves, [curve for key in anchors for curve in curves if curve.key == key])
+
+
+def worst_images_table(tests: Sequence[Curve], anchors: Sequence[Curve], names: dict[str, str], metric: str = "psnr") -> str:
+    """The images on which a codec fares worst against each anchor, worst first, with their own BD-rates."""
+    rows = []
+    for test in tests:
+        for anchor in (curve for curve in anchors if curve is not test):
+            each = [(bd_rate(anchor.points(metric, image), test.points(metric, image)), names[image]) for image in test.rows]
+            known = sorted(((bd, name) for bd, name in each if bd.percent is not None), key=lambda pair: -(pair[0].percent or 0))
+            rows.append([test.name, anchor.name, ", ".join(f"{name} {bd}" for bd, name in known[:WORST]) or "no overlap"])
+    return _table(["codec", "anchor", f"worst {WORST} images"], rows)
+
+
 def report(curves: Sequence[Curve], references: Sequence[Curve], names: dict[str, str], remarks: Sequence[str]) -> str:
     """The text of `bd_rate.md`: every curve against every other, per metric, and what each was made with."""
     parts = [
@@ -114,4 +135,7 @@ def report(curves: Sequence[Curve], references: Sequence[Curve], names: dict[str
             parts += ["Against published curves:", markdown_table(usable, published, metric)]
         if len(usable) > 1:
             parts += ["Image by image (mean, median and worst of the images' own BD-rates):", per_image_table(usable, names, metric)]
+        ours = [curve for curve in usable if curve.key.startswith("rdae")]
+        if ours and len(names) > WORST:
+            parts += ["The worst images for rdae:", worst_images_table(ours, usable, names, metric)]
     return "\n\n".join(parts) + "\n"

@@ -115,7 +115,7 @@ def versions() -> dict[str, str]:
 
 def write_report(store: Store, codecs: list[Codec], images: list[str], references: list[results.Curve], out: Path) -> list[str]:
     """Summaries, figures and tables of the store's measurements of these codecs and images; returns remarks."""
-    curves, used, remarks = results.curves(store, codecs, images)
+    curves, used, remarks = results.curves(store, {codec.key: [str(value) for value in codec.ladder] for codec in codecs}, images)
     (out / "summary").mkdir(exist_ok=True)
     for curve in curves:
         image_files.write_bytes(results.summary(curve, len(used)).encode(), out / "summary" / f"{curve.key}.json")

@@ -60,10 +60,11 @@ class Store:
     def enter(self, codec: Codec) -> bool:
         """Make room for a codec's measurements; True when older ones, of other settings or libraries, were dropped."""
         description = {"name": codec.name, "settings": codec.settings, "library": codec.library, "parameter": codec.parameter}
-        known = self.codecs.get(codec.key)
+        known = self.codecs.pop(codec.key, None)  # and back at the end, so that the file has the order of the last run
         stale = known is not None and any(known[part] != description[part] for part in ("settings", "library"))
         points = {} if known is None or stale else known["points"]
-        self.codecs[codec.key] = {**description, "points": points}
+        ladder = {str(value): points.get(str(value), {}) for value in codec.ladder}
+        self.codecs[codec.key] = {**description, "points": ladder | {label: points[label] for label in points if label not in ladder}}
         return stale
 
     def has(self, key: str, setting: str, image: str) -> bool:
@@ -72,7 +73,7 @@ class Store:
 
     def add(self, key: str, setting: str, image: str, row: Row) -> None:
         """Keep a measurement."""
-        self.codecs[key]["points"].setdefault(setting, {})[image] = row
+        self.codecs[key]["points"][setting][image] = row
 
     def prune(self, codecs: list[Codec], images: list[str]) -> None:
         """Forget every codec, setting and image but these."""
@@ -133,36 +134,45 @@ def _mean(rows: list[Row], metric: str) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
-def curves(store: Store, codecs: list[Codec], images: list[str]) -> tuple[list[Curve], list[str], list[str]]:
-    """(curves, images they are averaged over, remarks).
+def curves(store: Store, ladders: dict[str, list[str]], images: list[str]) -> tuple[list[Curve], list[str], list[str]]:
+    """(curves, images they are averaged over, remarks) of these codecs' settings.
 
     All are averaged over the same images: those measured at every point of every curve. Points without any measurement are left
     out, then codecs without any complete image. The average of MS-SSIM in dB is the dB of the average.
     """
     remarks: list[str] = []
-    tables: list[tuple[Codec, dict[str, dict[str, Row]]]] = []
+    tables: dict[str, dict[str, dict[str, Row]]] = {}
     used = list(images)
-    for codec in codecs:
-        points = store.codecs[codec.key]["points"]
-        table = {str(value): points[str(value)] for value in codec.ladder if any(image in points.get(str(value), {}) for image in images)}
+    for key, ladder in ladders.items():
+        points = store.codecs[key]["points"]
+        table = {label: points[label] for label in ladder if any(image in points.get(label, {}) for image in images)}
         complete = [image for image in images if all(image in rows for rows in table.values())] if table else []
         if not complete:
-            remarks.append(f"{codec.name}: left out, no image was measured at all of its settings")
+            remarks.append(f"{store.codecs[key]['name']}: left out, no image was measured at all of its settings")
             continue
-        tables.append((codec, table))
+        tables[key] = table
         used = [image for image in used if image in complete]
-    for image in images:
-        if image not in used:
-            remarks.append(f"{store.images[image]['name']}: left out of all averages, some codec failed on it")
+    remarks += [
+        f"{store.images[image]['name']}: left out of all averages, some codec failed on it" for image in images if image not in used
+    ]
     if not used:
         return [], [], [*remarks, "no image was measured by every codec"]
     found = []
-    for codec, table in tables:
+    for key, table in tables.items():
         rows = {image: [table[label][image] for label in table] for image in used}
         means = {metric: [_mean([table[label][image] for image in used], metric) for label in table] for metric in rows[used[0]][0]}
         means["ms_ssim_db"] = [_finite(decibels(value)) for value in means["ms_ssim"]]
-        found.append(Curve(codec.key, codec.name, codec.settings, codec.library, tuple(table), rows, means))
+        about = store.codecs[key]
+        found.append(Curve(key, about["name"], about["settings"], about["library"], tuple(table), rows, means))
     return found, used, remarks
+
+
+def stored_curves(folder: Path) -> list[Curve]:
+    """All curves of a folder's `results.json`, averaged over all of its images. Raises `ResultsError` when there are none."""
+    store = Store(folder / "results.json")
+    if not store.codecs:
+        raise ResultsError(f"{folder / 'results.json'}: holds no measurements")
+    return curves(store, {key: list(entry["points"]) for key, entry in store.codecs.items()}, list(store.images))[0]
 
 
 def _finite(value: float | None) -> float | None:
