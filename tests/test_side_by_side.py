@@ -27,7 +27,7 @@ def test_the_rivals_get_no_fewer_bytes(image: np.ndarray, tmp_path: Path) -> Non
     path = tmp_path / "ladder.safetensors"
     path.write_bytes(tiny_model_bytes(steps=tuple(np.geomspace(0.5, 0.002, 20))))
     ours = rdae([str(path)])
-    sizes = [size(ours[0], quality, image) for quality in range(1, 21)]
+    sizes = [size(ours[0], image, quality) for quality in range(1, 21)]
     reachable = [length for length in sizes if length > 1500]  # JPEG cannot go much lower
     for bpp in (8 * length / (176 * 240) for length in (reachable[0], reachable[2])):
         original, progressive, wavelet, rdae_version = compare(image, bpp, ours)
@@ -50,8 +50,8 @@ def test_the_nearest_of_several_models_is_taken(image: np.ndarray, tmp_path: Pat
 def test_the_smallest_file_that_is_not_below(image: np.ndarray) -> None:
     progressive, wavelet = jpeg()[0], jpeg2000()[0]
     quality = not_below(progressive, image, range(101), 3000)
-    assert size(progressive, quality, image) >= 3000 > size(progressive, int(quality) - 1, image)
-    assert 2000 <= size(wavelet, not_below(wavelet, image, RATIOS, 2000), image) < 2100
+    assert size(progressive, image, quality) >= 3000 > size(progressive, image, int(quality) - 1)
+    assert 2000 <= size(wavelet, image, not_below(wavelet, image, RATIOS, 2000)) < 2100
     assert not_below(progressive, image, range(101), 10**9) == 100
 
 

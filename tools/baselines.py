@@ -114,7 +114,7 @@ def avif() -> list[Codec]:
 def _jxl_encode(image: Pixels, value: Setting) -> bytes:
     import imagecodecs
 
-    return bytes(imagecodecs.jpegxl_encode(image, distance=value, effort=7, lossless=False, numthreads=1))
+    return bytes(imagecodecs.jpegxl_encode(image, distance=float(value), effort=7, lossless=False, numthreads=1))
 
 
 def _jxl_decode(data: bytes, _: Setting) -> Pixels:

@@ -90,7 +90,7 @@ def per_image_table(curves: Sequence[Curve], names: dict[str, str], metric: str 
             if not known:
                 rows.append([test.name, anchor.name, str(average), span, *[next(iter(each.values())).note] * 3, f"0 of {len(each)}"])
                 continue
-            percents = [bd.percent for bd in known.values()]
+            percents = [bd.percent for bd in known.values() if bd.percent is not None]
             worst = max(known, key=lambda name: known[name].percent)  # type: ignore[arg-type, return-value]
             mean, median = (str(BDRate(float(of(percents)))) for of in (np.mean, np.median))
             count = f"{len(known)} of {len(each)}" if len(known) < len(each) else str(len(each))

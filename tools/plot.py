@@ -14,11 +14,12 @@ mpl.use("Agg")  # no window is ever opened, so no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, NullFormatter, ScalarFormatter
 
 from codec import image as image_files
 from tools.bdrate import front
-from tools.results import Curve
+from tools.results import Curve, Floats
 
 PANELS: Final = (("psnr", "PSNR (RGB), dB"), ("ms_ssim_db", "MS-SSIM, dB"))
 _DPI: Final = 110
@@ -42,7 +43,7 @@ def _style(curve: Curve, number: int) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "markersize": 3.8, "linewidth": 1.1, "zorder": 3}
 
 
-def figure(curves: Sequence[Curve], references: Sequence[Curve], title: str) -> plt.Figure:
+def figure(curves: Sequence[Curve], references: Sequence[Curve], title: str) -> Figure:
     """PSNR and MS-SSIM against rate, side by side; published curves dashed."""
     # The layout is fixed before labels are placed, since they are placed in pixels.
     fig, panels = plt.subplots(1, 2, figsize=(16, 8.5), dpi=_DPI)
@@ -50,7 +51,7 @@ def figure(curves: Sequence[Curve], references: Sequence[Curve], title: str) -> 
     ours = [curve for curve in curves if curve.key.startswith("rdae")]
     rivals = [curve for curve in curves if not curve.key.startswith("rdae")]
     for ax, (metric, label) in zip(panels, PANELS, strict=True):
-        lines: list[tuple[str, Any, np.ndarray]] = []
+        lines: list[tuple[str, Any, Floats]] = []
         drawn = [(curve, _style(curve, number)) for group in (ours, rivals) for number, curve in enumerate(group)]
         dashes = ((5, 2), (2, 1.5), (7, 2, 1.5, 2), (4, 1.5, 1, 1.5, 1, 1.5), (9, 3))
         for number, reference in enumerate(references):
@@ -68,7 +69,7 @@ def figure(curves: Sequence[Curve], references: Sequence[Curve], title: str) -> 
     return fig
 
 
-def _frame(ax: Axes, lines: Sequence[tuple[str, Any, np.ndarray]], label: str) -> None:
+def _frame(ax: Axes, lines: Sequence[tuple[str, Any, Floats]], label: str) -> None:
     ax.set_xscale("log")
     ax.set_xlim(*RATES)
     ax.set_xticks(_RATE_TICKS)
@@ -89,14 +90,14 @@ def _frame(ax: Axes, lines: Sequence[tuple[str, Any, np.ndarray]], label: str) -
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _resample(rate: np.ndarray, quality: np.ndarray) -> np.ndarray:
+def _resample(rate: Floats, quality: Floats) -> Floats:
     """Many points (N×2) along the straight pieces that are drawn."""
     at = np.linspace(0, len(rate) - 1, 16 * len(rate))
     index = np.arange(len(rate))
     return np.stack([np.exp(np.interp(at, index, np.log(rate))), np.interp(at, index, quality)], axis=1)
 
 
-def _label(ax: Axes, lines: Sequence[tuple[str, Any, np.ndarray]]) -> None:
+def _label(ax: Axes, lines: Sequence[tuple[str, Any, Floats]]) -> None:
     """Put each name near its curve, joined to it by a thin line where it cannot touch it.
 
     Greedy: from a grid of places over the panel, each curve takes the one that covers least of other curves and labels, is near to
@@ -130,8 +131,8 @@ def _label(ax: Axes, lines: Sequence[tuple[str, Any, np.ndarray]]) -> None:
 
 
 def _place(
-    width: float, height: float, frame: Any, own: np.ndarray, others: np.ndarray, taken: np.ndarray, joins: np.ndarray, dots: float
-) -> tuple[np.ndarray, np.ndarray]:
+    width: float, height: float, frame: Any, own: Floats, others: Floats, taken: Floats, joins: Floats, dots: float
+) -> tuple[Floats, Floats]:
     """(lower left corner, point of the own curve it belongs to), in pixels."""
     gap = 3 * dots
     best, found = np.inf, (own[0], own[0])
@@ -159,7 +160,7 @@ def _place(
     return found
 
 
-def save(fig: plt.Figure, folder: Path) -> None:
+def save(fig: Figure, folder: Path) -> None:
     """`rd.png` and `rd.svg`, the same bytes from the same numbers."""
     with mpl.rc_context({"svg.hashsalt": "rdae"}):
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):

@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +47,7 @@ class Version:
     lines: tuple[str, ...]
 
 
-def size(codec: Codec, setting: Setting, image: Pixels) -> int:
+def size(codec: Codec, image: Pixels, setting: Setting) -> int:
     """Bytes of the file."""
     return len(codec.encode(image, setting))
 
@@ -59,14 +60,14 @@ def nearest(codecs: Sequence[Codec], image: Pixels, target: float) -> tuple[Code
             candidates += [(codec, setting) for setting in codec.ladder]
             continue
         qualities = range(int(codec.limits[0]), int(codec.limits[1]) + 1)
-        at = bisect.bisect_left(qualities, target, key=lambda quality, codec=codec: size(codec, quality, image))
+        at = bisect.bisect_left(qualities, target, key=partial(size, codec, image))
         candidates += [(codec, qualities[i]) for i in (at - 1, at) if 0 <= i < len(qualities)]
-    return min(candidates, key=lambda choice: abs(math.log(size(*choice, image) / target)))
+    return min(candidates, key=lambda choice: abs(math.log(size(choice[0], image, choice[1]) / target)))
 
 
 def not_below(codec: Codec, image: Pixels, settings: Sequence[Setting], least: int) -> Setting:
     """The setting with the smallest file of at least so many bytes; settings are in rising order of file size."""
-    at = bisect.bisect_left(settings, least, key=lambda setting: size(codec, setting, image))
+    at = bisect.bisect_left(settings, least, key=partial(size, codec, image))
     return settings[min(at, len(settings) - 1)]
 
 
@@ -94,7 +95,7 @@ def compare(image: Pixels, bpp: float, ours: Sequence[Codec]) -> list[Version]:
     """The original, JPEG, JPEG 2000 and rdae."""
     height, width = image.shape[:2]
     codec, setting = nearest(ours, image, bpp * height * width / 8)
-    least = size(codec, setting, image)
+    least = size(codec, image, setting)
     progressive, wavelet = jpeg()[0], jpeg2000()[0]
     original = Version("Original", image, (f"{width}×{height} pixels", f"{image.nbytes:,} bytes, 24 bpp"))
     return [
