@@ -101,24 +101,24 @@ def _label(ax: Axes, lines: Sequence[tuple[str, Any, Floats]]) -> None:
     """Put each name near its curve, joined to it by a thin line where it cannot touch it.
 
     Greedy: from a grid of places over the panel, each curve takes the one that covers least of other curves and labels, is near to
-    its own curve and whose joining line crosses few others. Crowded curves choose first.
+    its own curve and whose joining line crosses few others. What is drawn first chooses first.
     """
     renderer = ax.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = ax.get_window_extent(renderer)
     dots = ax.figure.dpi / 72
     pixels = [ax.transData.transform(line) for _, _, line in lines]
     edge = 10 * dots  # a label joined to a curve where it leaves the panel would be hard to follow
-    pixels = [line[(line[:, 0] > frame.x0 + edge) & (line[:, 0] < frame.x1 - edge)] for line in pixels]
+    joinable = [line[(line[:, 0] > frame.x0 + edge) & (line[:, 0] < frame.x1 - edge)] for line in pixels]
     taken = np.zeros((0, 4))
     joins = np.zeros((0, 2))
-    inside = [number for number, line in enumerate(pixels) if len(line)]
-    for number in sorted(inside, key=lambda n: len(lines[n][2])):
+    inside = [number for number, line in enumerate(joinable) if len(line)]
+    for number in inside:
         name, colour, _ = lines[number]
         text = ax.text(1, 0, name, color=colour, fontsize=10, ha="left", va="bottom", zorder=6)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5})
         box = text.get_window_extent(renderer)
-        others = np.concatenate([np.zeros((0, 2)), *(line for n, line in enumerate(pixels) if n != number)])
-        place, anchor = _place(box.width, box.height, frame, pixels[number], others, taken, joins, dots)
+        others = np.concatenate([joinable[number][:0], *(line for n, line in enumerate(pixels) if n != number)])
+        place, anchor = _place(box.width, box.height, frame, joinable[number], others, taken, joins, dots)
         corner = place + np.array([box.width, box.height])
         text.set_position(tuple(ax.transData.inverted().transform(place)))
         near = np.clip(anchor, place, corner)
@@ -154,7 +154,7 @@ def _place(
             path = nearest[at] + np.linspace(0, 0.9, 20)[:, None] * (own[at] - nearest[at])
             crossed = np.hypot(*(path[:, None] - others[None, ::2]).transpose(2, 0, 1)).min(initial=np.inf, axis=1) < gap
             over = ((path[:, None] > taken[None, :, :2]) & (path[:, None] < taken[None, :, 2:])).all(axis=2).any() if len(taken) else False
-            cost += 15.0 * crossed.sum() + 500.0 * over
+            cost += 25.0 * crossed.sum() + 500.0 * over
             if cost < best:
                 best, found = cost, (low, own[at])
     return found
