@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,10 +19,19 @@ from tools.results import Store, image_hash
 ROOT = Path(__file__).parent.parent
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.rd_curve", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def command(*arguments: object) -> Done:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = rd_curve.main([str(argument) for argument in arguments])
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photograph: np.ndarray) -> 
 
 
 @pytest.fixture(scope="module")
-def first(folder: Path, tiny_model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def first(folder: Path, tiny_model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     out = tmp_path_factory.mktemp("out") / "new"
     options = ["--codecs", "rdae", "jpeg", "--models", tiny_model_file, "--ladder", "jpeg", 5, 30, 80, "--jobs", 1]
     references = sorted((ROOT / "data" / "references").glob("*.json"))
@@ -49,11 +58,9 @@ def stored(out: Path) -> dict[str, Any]:
     return loaded
 
 
-def test_everything_is_measured_from_real_files(
-    first: tuple[Path, subprocess.CompletedProcess[str]], folder: Path, tiny_model_file: Path
-) -> None:
+def test_everything_is_measured_from_real_files(first: tuple[Path, Done], folder: Path, tiny_model_file: Path) -> None:
     out, done = first
-    assert done.returncode == 1, done.stderr  # one image cannot be read
+    assert done.status == 1, done.stderr  # one image cannot be read
     assert f"{folder / 'broken.png'}: not an image" in done.stderr
     assert "Traceback" not in done.stderr
     data = stored(out)
@@ -77,7 +84,7 @@ def test_everything_is_measured_from_real_files(
             assert row["bytes"] == len(codec_.encode(image, quality))
 
 
-def test_figures_tables_and_bars(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_figures_tables_and_bars(first: tuple[Path, Done]) -> None:
     out, done = first
     assert "JPEG 4:2:0: 100%" in done.stderr
     assert "| JPEG 4:4:4 | " in done.stdout
@@ -92,9 +99,7 @@ def test_figures_tables_and_bars(first: tuple[Path, subprocess.CompletedProcess[
     assert {file.name for file in (out / "summary").iterdir()} == {"rdae-tiny.json", "jpeg-420.json", "jpeg-444.json"}
 
 
-def test_nothing_is_measured_twice(
-    first: tuple[Path, subprocess.CompletedProcess[str]], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_measured_twice(first: tuple[Path, Done], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = stored(first[0])
     # A mark that measuring again would wipe out; and one measurement that is missing.
     rows = data["codecs"]["jpeg-420"]["points"]["30"]
@@ -109,6 +114,11 @@ def test_nothing_is_measured_twice(
     assert again["codecs"]["jpeg-420"]["points"]["30"][gone]["bytes"] == expected
     assert again["codecs"]["rdae-tiny"] == data["codecs"]["rdae-tiny"]  # kept, though not part of this run
     assert "rdae" not in (tmp_path / "bd_rate.md").read_text(encoding="utf-8")
+    (tmp_path / "summary" / "rdae-tiny.json").write_text("{}")
+    assert rd_curve.main([*arguments, "--ladder", "jpeg", "5", "--prune"]) == 0
+    pruned = stored(tmp_path)["codecs"]
+    assert {key: list(entry["points"]) for key, entry in pruned.items()} == {"jpeg-420": ["5"], "jpeg-444": ["5"]}
+    assert not (tmp_path / "summary" / "rdae-tiny.json").exists()
     capsys.readouterr()
 
 

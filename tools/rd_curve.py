@@ -119,6 +119,9 @@ def write_report(store: Store, codecs: list[Codec], images: list[str], reference
     (out / "summary").mkdir(exist_ok=True)
     for curve in curves:
         image_files.write_bytes(results.summary(curve, len(used)).encode(), out / "summary" / f"{curve.key}.json")
+    for file in (out / "summary").glob("*.json"):
+        if file.stem not in store.codecs:
+            file.unlink()  # of a codec or model that was pruned
     names = {image: str(store.images[image]["name"]) for image in used}
     image_files.write_bytes(bdrate.report(curves, references, names, remarks).encode(), out / "bd_rate.md")
     if curves:
@@ -129,6 +132,11 @@ def write_report(store: Store, codecs: list[Codec], images: list[str], reference
             if usable:
                 print(f"\n{bdrate.METRICS[metric]}\n{bdrate.markdown_table(usable, usable, metric)}")
     return remarks
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -146,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
         "--ladder", nargs="+", action="append", default=[], metavar=("CODEC", "VALUE"), help="another ladder of settings for a rival"
     )
     new.add_argument("--reference", nargs="+", type=Path, default=[], metavar="FILE", help="published curves in CompressAI's layout")
-    new.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes, of one thread each (default: processors)")
+    new.add_argument("--jobs", type=int, default=processors(), help="processes, of one thread each (default: processors)")
     new.add_argument(
         "--prune", action="store_true", help="forget what results.json holds beyond the codecs, settings and images named here"
     )
