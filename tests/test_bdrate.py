@@ -77,7 +77,7 @@ def test_the_report_says_what_does_not_overlap() -> None:
     far = curve("far", shift=30, images={"x": 1.0})
     text = report([curve("near", images={"x": 1.0}), far], [curve("published", 0.5)], {"x": "x.png"}, ["a remark"])
     assert "| far | near | no overlap |  | no overlap | no overlap | no overlap | 0 of 1 |" in text
-    assert "| near | settings | library 1.0 |" in text
+    assert "- near: settings (library 1.0)" in text
     assert "| near | +100.0 % |" in text
     assert "a remark" in text
     assert "No image has it." in text  # MS-SSIM

@@ -38,7 +38,8 @@ class BDRate:
     def __str__(self) -> str:
         if self.percent is None:
             return self.note
-        return f"{self.percent:+.1f} %".replace("-", "−") + ("†" if self.share < 0.5 else "")
+        percent = round(self.percent, 1) + 0.0  # no negative zero
+        return f"{percent:+.1f} %".replace("-", "−") + ("†" if self.share < 0.5 else "")
 
 
 def front(rate: Floats, quality: Floats) -> tuple[Floats, Floats]:
@@ -121,7 +122,7 @@ def report(curves: Sequence[Curve], references: Sequence[Curve], names: dict[str
         "# BD-rate",
         f"Rate at equal quality, averaged with Bjøntegaard's method (PCHIP over the common range, no extrapolation) over {len(names)} "
         "images; negative is fewer bits. Rates count every byte of the files. † less than half of the shorter curve is common to both.",
-        _table(["codec", "settings", "library"], [[c.name, c.settings, c.library] for c in curves]),
+        *(f"- {curve.name}: {curve.settings} ({curve.library})" for curve in curves),
         *remarks,
     ]
     for metric, title in METRICS.items():
