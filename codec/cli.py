@@ -10,25 +10,53 @@ from pathlib import Path
 from typing import Any
 
 from codec import __version__, container, registry
-from codec.errors import ImageError, RdaeError, UnknownModelError
+from codec.errors import ImageError, RdaeError
+from codec.work import STANDARD, SUFFIX, Options, bits_per_pixel, guarded, read_bytes
 
-SUFFIX = ".rdae"
 PROFILES = {container.FACTORIZED: "factorized"}
 
 COMPRESS = """\
-Compress a photograph (PNG, JPEG, WebP, TIFF, BMP, PPM, …) to an .rdae file.
+Compress photographs (PNG, JPEG, WebP, TIFF, BMP, PPM, … of any mode) to .rdae files. Colour profile, EXIF and XMP are kept, and so is
+transparency, exactly; the EXIF orientation is applied.
 
 examples:
   rdae compress photo.png                     writes photo.rdae
   rdae compress photo.png -o small.rdae --verify
+  rdae compress photo.png --size 50k          the best quality in 50,000 bytes
+  rdae compress PHOTOS -r -o OUT --jobs 4     a folder and what is below it; what is done already is skipped
+  cat photo.png | rdae compress - > photo.rdae
 """
 DECOMPRESS = """\
-Restore the image in an .rdae file. The format follows from the output's name; PNG and lossless WebP keep every pixel.
+Restore the images in .rdae files. The format follows from the output's name; PNG and lossless WebP keep every pixel.
 
 examples:
   rdae decompress photo.rdae                  writes photo.png
   rdae decompress photo.rdae -o photo.jpg
+  rdae decompress photo.rdae --region 512,256,640,480
+  rdae decompress OUT -r -o BACK --format webp --jobs 4
+  rdae decompress - --format ppm < photo.rdae | display
 """
+
+
+def _bytes(text: str) -> int:
+    factor = {"k": 1000, "M": 1_000_000}.get(text[-1:], 1)
+    return int(float(text[:-1]) * factor) if factor > 1 else int(text)
+
+
+def _region(text: str) -> tuple[int, int, int, int]:
+    left, top, width, height = (int(word) for word in text.split(","))
+    return left, top, width, height
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+# What argparse says of a value that does not fit.
+_bytes.__name__, _region.__name__, _count.__name__ = "number of bytes", "X,Y,W,H", "positive number"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,23 +64,37 @@ def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="rdae", description="A learned image codec: photographs to small files and back.",
-        epilog="`rdae COMMAND --help` says more of each. Errors end with status 2.", formatter_class=raw,
+        epilog="`rdae COMMAND --help` says more of each. Errors end with status 2; with 1 when some of many files failed.",
+        formatter_class=raw,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"rdae {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    compress = commands.add_parser("compress", help="image file to .rdae file", description=COMPRESS, formatter_class=raw)
-    compress.add_argument("input", type=Path, metavar="IMAGE")
-    compress.add_argument("--quality", type=int, metavar="N", help="1 (smallest) to what the model has; see `rdae models`")
+    compress = commands.add_parser("compress", help="image files to .rdae files", description=COMPRESS, formatter_class=raw)
+    compress.add_argument("inputs", nargs="+", metavar="IMAGE", help="files, folders (with -r), or - for standard input")
+    rate = compress.add_mutually_exclusive_group()
+    rate.add_argument("--quality", type=int, metavar="N", help="1 (smallest) to what the model has; see `rdae models`")
+    rate.add_argument("--bpp", type=float, metavar="TARGET", help="the quality nearest to so many bits per pixel, the whole file counted")
+    rate.add_argument("--size", type=_bytes, metavar="BYTES", help="the best quality in at most so many bytes (also 50k, 2M)")
+    rate.add_argument("--psnr", type=float, metavar="TARGET", help="the smallest file with at least so many dB")
     compress.add_argument("--verify", action="store_true", help="decode the file again and print its PSNR")
+    compress.add_argument("--tile", type=int, metavar="N", help="tiles of 128, 256, 512 or 1024 (the default) pixels, 0 for none")
+    compress.add_argument("--frame", type=int, metavar="N", help="which one to take of several frames or pages, from 0")
+    compress.add_argument("--strict", action="store_true", help="refuse what would lose more than the codec must: 16 bits, further images")
 
-    decompress = commands.add_parser("decompress", help=".rdae file to image file", description=DECOMPRESS, formatter_class=raw)
-    decompress.add_argument("input", type=Path, metavar="FILE.rdae")
+    decompress = commands.add_parser("decompress", help=".rdae files to image files", description=DECOMPRESS, formatter_class=raw)
+    decompress.add_argument("inputs", nargs="+", metavar="FILE.rdae", help="files, folders (with -r), or - for standard input")
+    decompress.add_argument("--region", type=_region, metavar="X,Y,W,H", help="only this part: left, top, width and height in pixels")
+    decompress.add_argument("--format", metavar="NAME", help="png, webp, jpeg, tiff, …, when no name says it (default: png)")
 
     for command in (compress, decompress):
-        command.add_argument("-o", "--output", type=Path, metavar="OUT", help="output file (default: the input's name, other ending)")
+        command.add_argument("-o", "--output", type=Path, metavar="OUT", help="file, folder, or - (default: beside the input)")
+        command.add_argument("-r", "--recursive", action="store_true", help="take all that is in a folder and below")
+        command.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes for many files, threads for one (default: 1)")
         command.add_argument("--model", metavar="NAME|FILE", help="a shipped model or a .safetensors file (default: the usual one)")
-        command.add_argument("--force", action="store_true", help="overwrite the output")
+        command.add_argument("--strip", action="store_true", help="leave out colour profile, EXIF and XMP")
+        command.add_argument("--force", action="store_true", help="overwrite outputs")
+        command.add_argument("--max-pixels", type=int, metavar="N", help=f"largest image (default: {container.MAX_PIXELS}; 0: any)")
 
     info = commands.add_parser("info", help="what an .rdae file holds", description="Header, model and sizes of an .rdae file.")
     info.add_argument("input", type=Path, metavar="FILE.rdae")
@@ -63,10 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 with one line on standard error."""
+    """Exit status: 0 done, 2 with one line on standard error, 1 when some of many files failed."""
     arguments = build_parser().parse_args(argv)
     try:
-        {"compress": _compress, "decompress": _decompress, "info": _info, "models": _models}[arguments.command](arguments)
+        status = {"compress": _convert, "decompress": _convert, "info": _info, "models": _models}[arguments.command](arguments)
         sys.stdout.flush()
     except RdaeError as error:
         print(f"rdae: {error}", file=sys.stderr)
@@ -78,50 +120,40 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rdae: interrupted", file=sys.stderr)
         return 130
-    except MemoryError:
-        print(f"rdae: {arguments.input}: not enough memory", file=sys.stderr)
-        return 2
+    return status
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    """Compress or decompress, one file or many."""
+    from codec import batch
+
+    given = vars(arguments)
+    options = Options(**{name: given[name] for name in Options.__dataclass_fields__ if name in given and name != "jobs"})
+    ending = SUFFIX if arguments.command == "compress" else _ending(arguments.format)
+    inputs, output, jobs = batch.expand(arguments.inputs), arguments.output, arguments.jobs
+    if len(inputs) > 1 or inputs[0].is_dir():
+        return batch.run(arguments.command, batch.plan(inputs, output, arguments.recursive, arguments.command, ending), options, jobs)
+    source = inputs[0]
+    if output is None:
+        output = STANDARD if source == STANDARD else source.with_suffix(ending)
+    elif output.is_dir() and source != STANDARD:
+        output = output / source.with_suffix(ending).name
+    if jobs > 1:
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    done = guarded(arguments.command, source, output, Options(**{**vars(options), "jobs": jobs}))
+    for note in done.notes:
+        print(f"rdae: warning: {note}", file=sys.stderr)
+    if done.error:
+        raise ImageError(done.error)
+    # Standard output holds the image and nothing else.
+    print(done.line, file=sys.stderr if output == STANDARD else sys.stdout)
     return 0
 
 
-def _output(arguments: argparse.Namespace, suffix: str) -> Path:
-    output: Path = arguments.output or arguments.input.with_suffix(suffix)
-    if output.is_dir():
-        raise ImageError(f"{output}: is a folder")
-    if output.exists() and not arguments.force:
-        raise ImageError(f"{output}: exists already; --force overwrites it")
-    if not output.parent.is_dir():
-        raise ImageError(f"{output.parent}: no such folder")
-    return output
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}") from error
-
-
-def _bpp(size: int, width: int, height: int) -> float:
-    """Bits per pixel of a whole file."""
-    return 8 * size / (width * height)
-
-
-def _compress(arguments: argparse.Namespace) -> None:
-    output = _output(arguments, SUFFIX)
-    from codec import image as images
-
-    pixels = images.read(arguments.input)
-    from codec import model as models
-
-    model = models.load(arguments.model)
-    data = model.encode(pixels, arguments.quality)
-    images.write_bytes(data, output)
-    height, width = pixels.shape[:2]
-    line = f"{output}: {width}×{height}, {len(data)} bytes, {_bpp(len(data), width, height):.3f} bpp"
-    if arguments.verify:
-        line += f", {_psnr(pixels, model.decode(_read_bytes(output))):.2f} dB PSNR"
-    print(line)
+def _ending(name: str | None) -> str:
+    return f".{(name or 'png').lower().lstrip('.')}"
 
 
 def _psnr(a: Any, b: Any) -> float:
@@ -132,32 +164,21 @@ def _psnr(a: Any, b: Any) -> float:
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
-def _decompress(arguments: argparse.Namespace) -> None:
-    output = _output(arguments, ".png")
-    data = _read_bytes(arguments.input)
+def _info(arguments: argparse.Namespace) -> int:
+    data = read_bytes(arguments.input)
     try:
         stream = container.read(data)
-        from codec import image as images
-        from codec import model as models
-
-        model = models.load_for(stream) if arguments.model is None else models.load(arguments.model)
-        pixels = model.synthesise(model.decode_latents(stream), stream.quality, stream.height, stream.width)
-    except UnknownModelError as error:
-        raise UnknownModelError(f"{arguments.input}: {error} (--model)") from error
-    except RdaeError as error:
-        raise type(error)(f"{arguments.input}: {error}") from error
-    images.write(pixels, output)
-    print(f"{output}: {stream.width}×{stream.height}")
-
-
-def _info(arguments: argparse.Namespace) -> None:
-    data = _read_bytes(arguments.input)
-    try:
-        stream = container.read(data)
+        tiles = len(stream.payloads()) if stream.tile else 0
     except RdaeError as error:
         raise type(error)(f"{arguments.input}: {error}") from error
     name = registry.name_of(stream.model_hash)
-    chunks = {f"chunk {tag}" if tag != container.LATENTS else "latents": len(body) for tag, body in stream.chunks}
+    chunks: dict[str, int] = {}
+    for tag, body in stream.chunks:
+        part = container.NAMES.get(tag, f"chunk {tag}")
+        chunks[part] = chunks.get(part, 0) + len(body)
+    parts = {**chunks, "header": len(data) - sum(chunks.values())}
+    bpp = bits_per_pixel(len(data), stream.width, stream.height)
+    mode = container.MODES[stream.mode] + (" with alpha" if stream.chunk(container.ALPHA) is not None else "")
     facts = {
         "file": str(arguments.input),
         "version": container.VERSION,
@@ -167,24 +188,29 @@ def _info(arguments: argparse.Namespace) -> None:
         "quality": stream.quality,
         "width": stream.width,
         "height": stream.height,
-        "mode": "RGB",
-        "bytes": {"total": len(data), **chunks, "header": len(data) - sum(chunks.values())},
-        "bpp": round(_bpp(len(data), stream.width, stream.height), 4),
+        "mode": mode,
+        "tile": stream.tile,
+        "tiles": tiles,
+        "bytes": {"total": len(data), **parts},
+        "bpp": round(bpp, 4),
     }
     if arguments.json:
         print(json.dumps(facts, ensure_ascii=False))
-        return
-    parts = ", ".join(f"{part} {size}" for part, size in {**chunks, "header": len(data) - sum(chunks.values())}.items())
-    print(f"{arguments.input}: {stream.width}×{stream.height} RGB, {len(data)} bytes ({parts}), {facts['bpp']:.3f} bpp")
-    print(f"model {name or 'not shipped'} ({stream.model_hash.hex()}), profile {facts['profile']}, quality {stream.quality}")
+        return 0
+    listed = ", ".join(f"{part} {size}" for part, size in parts.items())
+    print(f"{arguments.input}: {stream.width}×{stream.height} {mode}, {len(data)} bytes ({listed}), {bpp:.3f} bpp")
+    tiled = f", {tiles} tiles of {stream.tile} pixels" if tiles else ""
+    print(f"model {name or 'not shipped'} ({stream.model_hash.hex()}), profile {facts['profile']}, quality {stream.quality}{tiled}")
+    return 0
 
 
-def _models(arguments: argparse.Namespace) -> None:
+def _models(arguments: argparse.Namespace) -> int:
     index = registry.index()
     for name in registry.models():
         entry = index["models"][name]
         default = " (default)" if name == index["default"] else ""
         print(f"{name}{default}  {entry['sha256'][:16]}  {entry['about']}")
+    return 0
 
 
 if __name__ == "__main__":

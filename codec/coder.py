@@ -8,10 +8,14 @@ A stream holds, in one run of the coder: all symbols, channel by channel in row-
 outside its table; then, for the escapes in the same order, the bit lengths of their distances from the table (1 for the nearest
 value outside); then for each a sign bit (1 = above the table) and the bits of its distance below the leading one, the highest first.
 This is the Elias gamma code with its unary part coded by a static table. Words are little-endian 32-bit.
+
+The likeliest symbol of a table has a code length too, so a payload of n bytes cannot hold more than so many symbols. `check_length`
+refuses one that is too short for its declared shape before anything is allocated: what a stream may ask for is bounded by its own size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +71,11 @@ class Tables:
     def sizes(self) -> npt.NDArray[np.int64]:
         """C, how many symbols each table holds, without the escape."""
         return np.array([len(f) - 1 for f in self.counts], dtype=np.int64)
+
+    @cached_property
+    def least_bits(self) -> float:
+        """Code length of the cheapest column of symbols, one from each channel."""
+        return float(sum(-np.log2((f.max() + 1) / (1 << PRECISION)) for f in self.counts))
 
     def bits(self, symbols: Symbols) -> npt.NDArray[np.float64]:
         """C, the code length -Σ log2 P of each channel of symbols C×…, escapes and their suffixes included."""
@@ -128,39 +137,65 @@ def _suffix_layout(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64
     return owner, lengths[owner] - 1 - (np.arange(len(owner)) - start)
 
 
+def check_length(data: bytes, tables: Tables, shape: tuple[int, ...]) -> None:
+    """Raises `FormatError` when the data are too short to hold symbols of this shape."""
+    least = math.prod(shape[1:]) * tables.least_bits
+    # Rounding in the coder and in this sum is far below one part in a hundred.
+    if 8 * len(data) + 64 < 0.99 * least:
+        raise FormatError(f"{len(data)} bytes are too few for the latents of the declared dimensions")
+
+
 def decode(data: bytes, tables: Tables, shape: tuple[int, ...]) -> Symbols:
     """The inverse of `encode`: int32 symbols of the given shape, whose first axis is the channel.
 
-    Raises `FormatError` when the data cannot have come from `encode` with these tables and this shape.
+    Raises `FormatError` when the data cannot have come from `encode` with these tables and this shape. What is allocated is
+    bounded by the shape and by the length of the data.
     """
-    channels, plane = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    channels, plane = shape[0], math.prod(shape[1:])
     if len(data) % 4:
         raise FormatError("the coded latents are not a whole number of words")
     if plane == 0 or channels == 0:
         if data:
             raise FormatError("coded latents where none belong")
         return np.zeros(shape, np.int32)
-    out = np.empty((channels, plane), np.int64)
+    check_length(data, tables, shape)
+    out = np.empty((channels, plane), np.int32)
+    places: list[npt.NDArray[np.int64]] = []
     try:
         decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
         for c, model in enumerate(tables.models):
-            out[c] = decoder.decode(model, plane)
-        escape = out == tables.sizes[:, None]
-        out += tables.lowest[:, None]
-        count = int(escape.sum())
-        if count:
-            lengths = np.asarray(decoder.decode(_LENGTH_MODEL, count)).astype(np.int64) + 1
+            index = np.asarray(decoder.decode(model, plane)).astype(np.int64)
+            escaped = np.flatnonzero(index == tables.sizes[c])
+            index += tables.lowest[c]
+            index[escaped] = 0
+            out[c] = _in_range(index)
+            places.append(escaped + c * plane)
+        place = np.concatenate(places)
+        if len(place):
+            # An escape takes a bit and more for its length and as many bits again as that length says.
+            _check_bits(2 * len(place), data)
+            lengths = np.asarray(decoder.decode(_LENGTH_MODEL, len(place))).astype(np.int64) + 1
+            _check_bits(2 * int(lengths.sum()), data)
             bits = np.asarray(decoder.decode(_BIT_MODEL, int(lengths.sum()))).astype(np.int64)
-            channel = np.nonzero(escape)[0]
-            out[escape] = _from_suffix(bits, lengths, tables.lowest[channel], tables.sizes[channel])
+            channel = place // plane
+            out.reshape(-1)[place] = _in_range(_from_suffix(bits, lengths, tables.lowest[channel], tables.sizes[channel]))
         exhausted = bool(decoder.maybe_exhausted())
     except AssertionError as error:  # what constriction raises on data that no encoder writes
         raise FormatError("the coded latents are damaged") from error
     if not exhausted:
         raise FormatError("the coded latents go on behind their end")
-    if out.min() < -(1 << 31) or out.max() >= 1 << 31:
+    return out.reshape(shape)
+
+
+def _check_bits(least: int, data: bytes) -> None:
+    if 0.99 * least > 8 * len(data) + 64:
+        raise FormatError("the coded latents are damaged: more escapes than they have room for")
+
+
+def _in_range(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    if values.min() < -(1 << 31) or values.max() >= 1 << 31:
         raise FormatError("a latent is out of range")
-    return out.astype(np.int32).reshape(shape)
+    return values
 
 
 def _from_suffix(

@@ -43,3 +43,7 @@ class ModelError(RdaeError):
 
 class UnknownModelError(ModelError):
     """A stream names a model that is not at hand."""
+
+
+class RdaeWarning(UserWarning):
+    """Something of the picture does not survive, or a target is out of reach: the work goes on, but it is said."""

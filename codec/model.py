@@ -8,11 +8,12 @@ first eight bytes of that.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from codec import coder, container, registry, transforms
+from codec import container, decoder, encoder, registry, tiles, transforms
+from codec import picture as pictures
 from codec.coder import Symbols, Tables
 from codec.density import STEP_BITS, FrozenDensity
-from codec.errors import FormatError, ImageError, ModelError, UnknownModelError
+from codec.errors import ImageError, ModelError, UnknownModelError
+from codec.tiles import Box
 
 Pixels = npt.NDArray[np.uint8]
 FORMAT: Final = "rdae-model-1"
+LUMA: Final = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey picture."""
 
 
 class Model:
@@ -78,24 +83,43 @@ class Model:
             self._tables[quality] = self.density.tables(self.steps[quality - 1])
         return self._tables[quality]
 
-    def _quality(self, quality: int | None) -> int:
+    def check_quality(self, quality: int | None) -> int:
+        """The quality, or the default one for None. Raises `ModelError` when the model does not have it."""
         quality = self.default_quality if quality is None else quality
         if not 1 <= quality <= self.qualities:
             one = "it has one quality only, 1" if self.qualities == 1 else f"it has 1…{self.qualities}"
             raise ModelError(f"model {self.name} has no quality {quality}: {one}")
         return quality
 
+    @cached_property
+    def halos(self) -> tuple[int, int]:
+        """How far analysis and synthesis look beyond a latent's own place, in latents."""
+        return tiles.halo(self.analysis, 1 / transforms.STRIDE), tiles.halo(self.synthesis)
+
     @torch.inference_mode()
+    def analyse_window(self, image: Pixels, box: Box) -> npt.NDArray[np.float32]:
+        """Latents M×h×w before quantisation, of the box (in latents) of an image H×W×3 or, grey, H×W, uint8.
+
+        The image is mirrored at its right and lower edge to multiples of 16.
+        """
+        whole = Box(0, 0, *tiles.latents_of(*image.shape[:2]))
+        window = box.grown(self.halos[0], whole)
+        x = torch.from_numpy(np.array(tiles.mirrored(image, window * transforms.STRIDE)))
+        x = x[None].expand(3, -1, -1) if image.ndim == 2 else x.permute(2, 0, 1)
+        x = x[None].float().div_(255)
+        y: Tensor = self.analysis(x.contiguous(memory_format=torch.channels_last))[0]
+        inner = box.seen_from(window).slices
+        return np.asarray(y[:, inner[0], inner[1]].contiguous().numpy())
+
     def analyse(self, image: Pixels) -> npt.NDArray[np.float32]:
-        """Latents M×h×w before quantisation, of an image H×W×3 uint8, mirrored at its right and lower edge to multiples of 16."""
+        """Latents M×h×w before quantisation, of a whole image H×W×3 uint8."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise ImageError(f"an image must be H×W×3 uint8 and not empty, not {image.dtype} {'×'.join(map(str, image.shape))}")
-        height, width = image.shape[:2]
-        missing = ((0, -height % transforms.STRIDE), (0, -width % transforms.STRIDE), (0, 0))
-        padded = np.pad(image, missing, mode="reflect") if any(after for _, after in missing) else image
-        x = torch.from_numpy(np.array(padded)).permute(2, 0, 1)[None].float().div_(255)
-        y: Tensor = self.analysis(x.contiguous(memory_format=torch.channels_last))
-        return np.asarray(y[0].contiguous().numpy())
+        height, width = tiles.latents_of(*image.shape[:2])
+        y = np.empty((self.latents, height, width), np.float32)
+        for box in itertools.chain(*tiles.grid(height, width, tiles.WINDOW)):
+            y[:, box.slices[0], box.slices[1]] = self.analyse_window(image, box)
+        return y
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """Symbols round(y / Δ), int32, of latents M×h×w."""
@@ -107,44 +131,44 @@ class Model:
         return symbols
 
     @torch.inference_mode()
-    def synthesise(self, symbols: Symbols, quality: int, height: int, width: int) -> Pixels:
-        """The image height×width×3 uint8 of symbols M×h×w."""
+    def synthesise_window(self, symbols: Symbols, quality: int, inner: Box, grey: bool = False) -> Pixels:
+        """The pixels 16h×16w×3 uint8 (grey: 16h×16w) of a box in a window of symbols M×H×W that includes the box's halo."""
         step = (self.steps[quality - 1] / (1 << STEP_BITS)).astype(np.float32)
         y = torch.from_numpy(symbols.astype(np.float32) * step[:, None, None])[None]
-        x = self.synthesis(y.contiguous(memory_format=torch.channels_last))[0]
-        pixels = x.mul_(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
-        return np.ascontiguousarray(pixels.numpy()[:height, :width])
+        rows, columns = (inner * transforms.STRIDE).slices
+        x = self.synthesis(y.contiguous(memory_format=torch.channels_last))[0][:, rows, columns]
+        if grey:
+            x = (x * torch.tensor(LUMA)[:, None, None]).sum(dim=0, keepdim=True)
+        # Absurd symbols, which only a forged stream holds, may overflow.
+        pixels = x.mul(255).round_().nan_to_num_(0).clamp_(0, 255).to(torch.uint8)
+        return np.ascontiguousarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).numpy())
+
+    def synthesise(self, symbols: Symbols, quality: int, height: int, width: int) -> Pixels:
+        """The image height×width×3 uint8 of symbols M×h×w."""
+        whole = Box(0, 0, height, width)
+        return decoder.render(self, lambda box: symbols[:, box.slices[0], box.slices[1]], quality, whole, whole)
 
     def encode(self, image: Pixels, quality: int | None = None) -> bytes:
-        """A whole `.rdae` stream of an image H×W×3 uint8.
+        """A whole `.rdae` stream of an image: RGB H×W×3, grey H×W, or either with an alpha channel, uint8.
 
         Raises `ImageError` for an array of another kind, `DimensionsError` for too large a one, `ModelError` for a quality that
         the model does not have.
         """
-        quality = self._quality(quality)
-        if image.ndim == 3:
-            container.check_dimensions(image.shape[1], image.shape[0])
-        symbols = self.quantise(self.analyse(image), quality)
-        payload = coder.encode(symbols, self.tables(quality))
-        chunks = ((container.LATENTS, payload),)
-        return container.write(container.Stream(self.hash, quality, image.shape[1], image.shape[0], chunks))
+        return encoder.Encoder(self, pictures.from_array(image)).encode(self.check_quality(quality))
 
     def decode_latents(self, stream: container.Stream) -> Symbols:
         """The symbols M×h×w of a parsed stream: exactly those that the encoder rounded to, on any machine.
 
         Raises `UnknownModelError` when the stream was made with another model, `FormatError` when its latents are damaged.
         """
-        if stream.model_hash != self.hash:
-            raise UnknownModelError(f"the stream was made with model {stream.model_hash.hex()}, not with {self.name} ({self.hash.hex()})")
-        if stream.quality > self.qualities:
-            raise FormatError(f"the stream claims quality {stream.quality}, which model {self.name} does not have")
-        shape = (self.latents, math.ceil(stream.height / transforms.STRIDE), math.ceil(stream.width / transforms.STRIDE))
-        return coder.decode(stream.latents, self.tables(stream.quality), shape)
+        return decoder.Latents(self, stream).all()
 
     def decode(self, data: bytes) -> Pixels:
-        """The image H×W×3 uint8 of a stream. Raises an `RdaeError` that names what is wrong with it."""
-        stream = container.read(data)
-        return self.synthesise(self.decode_latents(stream), stream.quality, stream.height, stream.width)
+        """The image of a stream, H×W×3 uint8, of grey pictures H×W, with an alpha channel H×W×4 or H×W×2.
+
+        Raises an `RdaeError` that names what is wrong with it.
+        """
+        return decoder.decode(self, container.read(data)).array
 
 
 def _filled(module: torch.nn.Sequential, tensors: dict[str, Tensor], prefix: str) -> torch.nn.Sequential:
@@ -188,7 +212,12 @@ def _load_file(path: Path, modified: int) -> Model:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror}") from error
-    return from_bytes(data, path.stem)
+    model = from_bytes(data, path.stem)
+    _loaded[model.hash] = model
+    return model
+
+
+_loaded: WeakValueDictionary[bytes, Model] = WeakValueDictionary()
 
 
 def load(model: str | Path | None = None) -> Model:
@@ -205,8 +234,14 @@ def load(model: str | Path | None = None) -> Model:
 
 
 def load_for(stream: container.Stream) -> Model:
-    """The shipped model that a stream was made with. Raises `UnknownModelError`, naming it, when there is none."""
+    """The model that a stream was made with: a shipped one, or one that was loaded in this process.
+
+    Raises `UnknownModelError`, naming it, when there is none.
+    """
     name = registry.name_of(stream.model_hash)
-    if name is None:
+    if name is not None:
+        return load(name)
+    model = _loaded.get(stream.model_hash)
+    if model is None:
         raise UnknownModelError(f"the stream needs model {stream.model_hash.hex()}, which is not shipped: name its file")
-    return load(name)
+    return model

@@ -14,6 +14,7 @@ from PIL import Image
 import codec
 from codec import cli, container
 from codec import image as images
+from codec import model as models
 
 COFFEE = SAMPLES / "coffee.png"
 
@@ -62,6 +63,7 @@ def test_a_model_file_can_be_named(tmp_path: Path, tiny_model_file: Path, capsys
     small = tmp_path / "c.rdae"
     assert cli.main(["compress", str(COFFEE), "-o", str(small), "--model", str(tiny_model_file), "--quality", "1"]) == 0
     capsys.readouterr()
+    models._load_file.cache_clear()  # as in a process that has not seen the model yet
     assert "--model" in fails(capsys, "decompress", small)
     assert cli.main(["decompress", str(small), "--model", str(tiny_model_file)]) == 0
     capsys.readouterr()
@@ -87,7 +89,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "not an .rdae" in fails(capsys, "info", text)
     assert "No such file" in fails(capsys, "info", nothing)
     assert "no such folder" in fails(capsys, "compress", COFFEE, "-o", tmp_path / "a" / "b.rdae")
-    assert "is a folder" in fails(capsys, "compress", COFFEE, "-o", tmp_path)
+    assert "is a folder; -r" in fails(capsys, "compress", tmp_path)
     assert "no quality 777" in fails(capsys, "compress", COFFEE, "-o", tmp_path / "o.rdae", "--quality", 777)
     assert "nosuch" in fails(capsys, "compress", COFFEE, "-o", tmp_path / "o.rdae", "--model", "nosuch")
     assert "not an rdae model" in fails(capsys, "compress", COFFEE, "-o", tmp_path / "o.rdae", "--model", text)
@@ -115,7 +117,7 @@ def test_light_commands_do_not_import_torch(tmp_path: Path, command: list[str]) 
     command = [str(file) if word == "FILE" else word for word in command]
     program = (
         "import sys\nfrom codec import cli\ntry:\n    status = cli.main(sys.argv[1:])\nexcept SystemExit as stop:\n    status = stop.code\n"
-        "print(sorted({'torch', 'numpy', 'PIL', 'constriction'} & set(sys.modules)), status, file=sys.stderr)"
+        "print(sorted({'torch', 'numpy', 'constriction'} & set(sys.modules)), status, file=sys.stderr)"
     )
     run = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=True)
     assert run.stderr.strip() == "[] 0"

@@ -51,7 +51,7 @@ def frames(path: Path) -> None:
         ("x.png", lambda p: p.write_bytes(b""), "not an image"),
         ("x.png", lambda p: Image.new("RGBA", (4, 4), (1, 2, 3, 100)).save(p), "transparent"),
         ("x.png", lambda p: Image.fromarray(np.zeros((4, 4), np.uint16)).save(p), "eight bits"),
-        ("x.tiff", frames, "several frames"),
+        ("x.tiff", frames, "holds 2 frames"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, name: str, make: Callable[[Path], None], words: str) -> None:

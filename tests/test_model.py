@@ -108,7 +108,7 @@ def test_a_quality_that_is_not_there(tiny_model: Model) -> None:
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), np.uint8)],
+    [np.zeros((8, 8, 5), np.uint8), np.zeros(8, np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), np.uint8)],
 )
 def test_arrays_that_are_not_images(tiny_model: Model, image: np.ndarray) -> None:
     with pytest.raises((ImageError, DimensionsError)):

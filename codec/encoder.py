@@ -1,0 +1,122 @@
+"""A picture to a stream: one analysis, then as many qualities as are asked for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from codec import alpha as alphas
+from codec import coder, container, decoder, tiles
+from codec.coder import Symbols
+from codec.errors import ImageError
+from codec.picture import Picture
+from codec.tiles import Box
+from codec.transforms import STRIDE
+
+if TYPE_CHECKING:
+    from codec.model import Model
+
+Progress = Callable[[int, int], None]
+"""Called with how many windows are done and how many there are."""
+
+
+class Encoder:
+    """One picture, to be coded with one model at any of its qualities."""
+
+    def __init__(
+        self, model: Model, picture: Picture, *, tile: int = tiles.TILE, jobs: int = 1, keep: bool = False, progress: Progress | None = None
+    ) -> None:
+        """`tile` is the side of the tiles in pixels, 0 for none; an image that fits into one is not tiled.
+
+        `keep` holds on to the latents (3 bytes for each pixel, with 192 channels), so that they are analysed only once. `jobs` is the
+        number of threads. Raises `ImageError` for an impossible side, `DimensionsError` for too large a picture.
+        """
+        container.check_dimensions(picture.width, picture.height)
+        if tile and (tiles.TILE % tile or tile < container.MIN_TILE):
+            raise ImageError(f"tiles can be 128, 256, 512 or 1024 pixels wide, or 0 for none; not {tile}")
+        self.model = model
+        self.picture = picture
+        self.jobs = jobs
+        self.progress = progress
+        self._keep = keep
+        self._kept: list[npt.NDArray[np.float32]] = []
+        self._tile = tile if tile and max(picture.height, picture.width) > tile else 0
+        self._pixels = picture.pixels if picture.alpha is None else alphas.fill(picture.pixels, picture.alpha)
+        self._size = tiles.latents_of(picture.height, picture.width)
+        self._windows = list(itertools.chain(*tiles.grid(*self._size, tiles.WINDOW)))
+        self._other_chunks = _other_chunks(picture)
+
+    def _latents(self) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
+        """Windows and their latents M×h×w before quantisation."""
+        if self._kept:
+            yield from zip(self._windows, self._kept, strict=True)
+            return
+        results = tiles.ordered(lambda box: self.model.analyse_window(self._pixels, box), self._windows, self.jobs)
+        kept = []
+        for done, (box, y) in enumerate(zip(self._windows, results, strict=True), 1):
+            if self.progress:
+                self.progress(done, len(self._windows))
+            if self._keep:
+                kept.append(y)
+            yield box, y
+        self._kept = kept
+
+    def encode(self, quality: int) -> bytes:
+        """The whole stream at a quality."""
+        tables = self.model.tables(quality)
+        if self._tile:
+            side = self._tile // STRIDE
+            columns = -(-self._size[1] // side)
+            payloads = [b""] * (columns * -(-self._size[0] // side))
+            for box, y in self._latents():
+                symbols = self.model.quantise(y, quality)
+                for part in itertools.chain(*tiles.grid(box.height, box.width, side)):
+                    number = (box.top + part.top) // side * columns + (box.left + part.left) // side
+                    payloads[number] = coder.encode(np.ascontiguousarray(symbols[:, part.slices[0], part.slices[1]]), tables)
+            chunk = (container.TILES, container.pack_tiles(payloads, self._tile))
+        else:
+            chunk = (container.LATENTS, coder.encode(self.symbols(quality), tables))
+        mode = container.GREY if self.picture.grey else container.RGB
+        stream = container.Stream(
+            self.model.hash, quality, self.picture.width, self.picture.height, (chunk, *self._other_chunks), mode=mode
+        )  # fmt: skip
+        return container.write(stream)
+
+    def symbols(self, quality: int) -> Symbols:
+        """The symbols M×h×w of the whole picture."""
+        out = np.empty((self.model.latents, *self._size), np.int32)
+        for box, y in self._latents():
+            out[:, box.slices[0], box.slices[1]] = self.model.quantise(y, quality)
+        return out
+
+    def psnr(self, quality: int) -> float:
+        """PSNR in dB, over all channels of the pixels that are not fully transparent, of what a decoder will show."""
+        symbols = self.symbols(quality)
+        whole = Box(0, 0, self.picture.height, self.picture.width)
+        restored = decoder.windows(
+            self.model, lambda box: symbols[:, box.slices[0], box.slices[1]], quality, whole, whole, self.picture.grey, self.jobs
+        )
+        total, count = 0.0, 0
+        for box, pixels in restored:
+            error = (pixels.astype(np.float32) - self._pixels[box.slices]) ** 2
+            if self.picture.alpha is not None:
+                error = error[self.picture.alpha[box.slices] > 0]
+            total += float(error.sum(dtype=np.float64))
+            count += error.size
+        return float(10 * np.log10(255**2 * count / total)) if total else float("inf")
+
+
+def _other_chunks(picture: Picture) -> list[tuple[int, bytes]]:
+    blocks = ((container.ICC, picture.icc), (container.EXIF, picture.exif), (container.XMP, picture.xmp))
+    for tag, block in blocks:
+        if block and len(block) > container.MAX_METADATA:
+            name = container.NAMES[tag].upper()
+            raise ImageError(f"the {name} block has {len(block)} bytes, more than a stream holds (--strip drops it)")
+    chunks = [(tag, container.pack_metadata(block)) for tag, block in blocks if block]
+    if picture.alpha is not None:
+        chunks.append((container.ALPHA, alphas.encode(picture.alpha)))
+    return chunks
