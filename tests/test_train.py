@@ -26,6 +26,7 @@ from train.config import Config, ConfigError, difference
 from train.loop import LAST, MODEL, Trainer, save_atomically
 from train.objective import RateDistortion
 
+ROOT = Path(__file__).parent.parent
 TINY = [
     "--filters", "8", "--latents", "12", "--batch", "4", "--crop", "64", "--early-crop", "32", "--early-steps", "20",
     "--warmup", "5", "--held-out", "1", "--precision", "32-true", "--threads", "1", "--validate-every", "20", "--save-every", "10",
@@ -281,9 +282,66 @@ def test_gains_interpolate_geometrically() -> None:
     assert ratios == pytest.approx([2**0.5] * 4, rel=1e-5)
 
 
+def test_two_processes_train_as_one_with_the_same_batch(tmp_path: Path) -> None:
+    """Over gloo, started by torchrun: the same crops, and the same weights up to the rounding of sums."""
+    settings = ["--data", str(SAMPLES), *TINY, "--steps", "6", "--warmup", "0", "--lr", "0.005"]
+    assert main([*settings, "--out", str(tmp_path / "one")]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launcher, *settings, "--out", str(tmp_path / "two")], check=True, cwd=ROOT, env=environment, capture_output=True)
+    one, two = (torch.load(tmp_path / name / "lambda-0.013" / LAST, weights_only=True) for name in ("one", "two"))
+    torch.manual_seed(0)
+    fresh = RateDistortion((0.013,), 8, 12).state_dict()
+    for name, weight in one["model"].items():
+        # Muon works in bfloat16, which magnifies the rounding of sums; next to the way that training went, it is nothing.
+        moved, apart = (weight - fresh[name]).norm(), (weight - two["model"][name]).norm()
+        assert apart <= 0.02 * moved + 1e-6, name
+    assert (one["model"]["synthesis.conv2.weight"] - fresh["synthesis.conv2.weight"]).norm() > 0.1
+    losses = [float(curve(tmp_path / name / "lambda-0.013")[-1]["loss"]) for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert (tmp_path / "two" / "lambda-0.013" / MODEL).exists()
+
+
+def test_processes_must_share_the_batch_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert train(tmp_path) == 2
+    assert "4 crops cannot be shared evenly by 3 processes" in capsys.readouterr().err
+
+
+def test_ms_ssim_can_be_the_distortion(tmp_path: Path, photograph: np.ndarray) -> None:
+    settings = ["--distortion", "ms-ssim", "--lambda", "20", "--crop", "176", "--early-steps", "0", "--steps", "4", "--batch", "1"]
+    assert train(tmp_path, *settings) == 0
+    model = codec.load(tmp_path / "lambda-20" / MODEL)
+    assert model.metadata["distortion"] == "ms-ssim" and model.decode(model.encode(photograph)).shape == photograph.shape
+
+
+def test_scalars_pictures_and_real_files_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(tmp_path, "--steps", "40", "--files-every", "1") == 0
+    folder = tmp_path / "lambda-0.013"
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert {"loss", "val_loss", "files_bpp"} <= set(events.Tags()["scalars"]) and events.Tags()["images"] == ["held_out/0"]
+    logged = {e.step: e.value for e in events.Scalars("val_loss")}
+    assert logged == {int(r["step"]): pytest.approx(float(r["val_loss"]), rel=1e-4) for r in curve(folder)}
+    # Real files agree with the estimate within half a per cent and the header.
+    estimated = {int(r["step"]): float(r["val_bpp_0.013"]) for r in curve(folder)}
+    for event in events.Scalars("files_bpp"):
+        assert abs(event.value - estimated[event.step]) < 0.005 * estimated[event.step] + 8 * (32 + 8) / 256**2
+    assert "real files" in capsys.readouterr().err
+
+
+def test_the_mean_of_the_weights_is_what_is_validated_and_frozen(finished: Path) -> None:
+    state = torch.load(finished / LAST, weights_only=True)
+    weight, mean = (state[part]["synthesis.conv2.weight"] for part in ("model", "mean"))
+    assert not torch.equal(weight, mean)
+    torch.testing.assert_close(codec.load(finished / MODEL).synthesis.conv2.weight, mean.half().float())
+
+
 def test_interrupt_from_the_keyboard_saves_and_leaves(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train", "--data", str(SAMPLES), "--out", str(tmp_path / "run"), *TINY, "--steps", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     checkpoint = tmp_path / "run" / "lambda-0.013" / LAST
     for _ in range(3000):
         if checkpoint.exists():

@@ -6,7 +6,8 @@
 
 An image's hash is that of its pixels. A measurement holds `bytes` of the whole file; `bpp` = 8·bytes / pixels; `psnr` over all RGB
 samples, `psnr_luma` and `psnr_chroma` (BT.601) in dB, null where nothing was lost; `ms_ssim` and `ms_ssim_db`, null for images
-under 161 pixels; `encode_s` and `decode_s`, seconds on one thread.
+under 161 pixels; `encode_s` and `decode_s`, seconds on
+one thread unless the codec's settings name more.
 """
 
 from __future__ import annotations
