@@ -160,12 +160,17 @@ def _outcomes(command: str, tasks: Sequence[Task], options: Options, jobs: int) 
 
 
 def _submit(pool: ProcessPoolExecutor, command: str, task: Task, options: Options) -> Future[Done]:
+    # Processes are started here. While an interrupt is held back, they are born deaf to it, and leave no traceback if one comes early.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         return pool.submit(_one, command, task, options)
     except BrokenProcessPool as error:
         failed: Future[Done] = Future()
         failed.set_exception(error)
         return failed
+    finally:
+        if held is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _start_worker(threads: int) -> None:
@@ -174,10 +179,10 @@ def _start_worker(threads: int) -> None:
 
     # An interrupt from the keyboard reaches all processes; the first one decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)
     import torch
 
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _summary(command: str, outcomes: Sequence[Done]) -> str:

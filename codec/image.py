@@ -162,9 +162,11 @@ def _metadata(picture: Picture, kind: str, lost: list[str]) -> dict[str, Any]:
         except UnicodeDecodeError:
             lost.append("XMP (not text)")
     if kind == "TIFF" and "xmp" in info:
-        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        # There, XMP is one of the tags that EXIF consists of.
+        tags = Image.Exif()
+        tags.load(info.get("exif", b""))
         tags[TiffImagePlugin.XMP] = info.pop("xmp")
-        info["tiffinfo"] = tags
+        info["exif"] = tags
     return info
 
 

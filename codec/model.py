@@ -49,8 +49,11 @@ class Model:
             if not (0 < filters <= 4096 and 0 < latents <= 4096):
                 raise ValueError("absurd width")
             self.latents = latents
-            self.analysis = _filled(transforms.analysis(filters, latents), tensors, "analysis.")
-            self.synthesis = _filled(transforms.synthesis(filters, latents), tensors, "synthesis.")
+            # Shapes first, without memory: a file that declares more weights than it holds gets none.
+            with torch.device("meta"):
+                analysis, synthesis = transforms.analysis(filters, latents), transforms.synthesis(filters, latents)
+            self.analysis = _filled(analysis, tensors, "analysis.")
+            self.synthesis = _filled(synthesis, tensors, "synthesis.")
             self.density = FrozenDensity(*(_integers(tensors[f"density.{part}"]) for part in ("grid", "scale", "cdf")))
             self.steps = _integers(tensors["steps"])
             """Q×M quantiser steps in units of 2⁻¹⁶, a row for each quality: the reciprocals of the gains."""
@@ -58,8 +61,9 @@ class Model:
                 raise ValueError("one step is needed for each quality and channel")
             if len(self.density.scale) != latents or self.steps.min() < 1 or self.steps.max() >= 1 << 31:
                 raise ValueError("steps and density do not fit each other")
-        except (KeyError, ValueError, RuntimeError, TypeError) as error:
-            raise ModelError(f"{name}: not a usable model: {str(error).splitlines()[0]}") from error
+            self._default = int(metadata.get("default_quality", len(self.steps)))
+        except (KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+            raise ModelError(f"{name}: not a usable model: {(str(error) or repr(error)).splitlines()[0]}") from error
         self._tables: dict[int, Tables] = {}
 
     @property
@@ -70,7 +74,7 @@ class Model:
     @property
     def default_quality(self) -> int:
         """The quality used when none is named."""
-        return min(int(self.metadata.get("default_quality", self.qualities)), self.qualities)
+        return min(self._default, self.qualities)
 
     @property
     def hash(self) -> bytes:
@@ -176,7 +180,7 @@ def _filled(module: torch.nn.Sequential, tensors: dict[str, Tensor], prefix: str
     state = {name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)}
     if not all(torch.isfinite(t).all() for t in state.values()):
         raise ValueError("a weight is not finite")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -193,7 +197,7 @@ def from_bytes(data: bytes, name: str) -> Model:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = json.loads(header["__metadata__"]["rdae"])
         known = metadata["format"] == FORMAT
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise ModelError(f"{name}: not an rdae model file") from error
     if not known:
         raise ModelError(f"{name}: a model of format {metadata['format']!r}, which this release does not read")

@@ -109,8 +109,9 @@ def set_limit(options: Options) -> None:
         from PIL import Image
 
         container.MAX_PIXELS = options.max_pixels
-        # Pillow refuses what is twice as large as its own limit.
-        Image.MAX_IMAGE_PIXELS = (options.max_pixels + 1) // 2 or None
+        # Pillow refuses what is twice as large as its own limit; ours is the lower one by then.
+        own = Image.MAX_IMAGE_PIXELS or 0
+        Image.MAX_IMAGE_PIXELS = max(own, options.max_pixels) if options.max_pixels else None
 
 
 def compress(source: Path, target: Path, options: Options) -> Done:

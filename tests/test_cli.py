@@ -144,3 +144,66 @@ def test_as_a_program(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     subprocess.run([*command, "decompress", "a.rdae"], cwd=tmp_path, check=True, capture_output=True)
     assert np.abs(images.read(tmp_path / "a.png").astype(int) - [0, 128, 128]).mean() < 12
+
+
+def test_rate_control(tmp_path: Path, tiny_model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def compressed(*arguments: object) -> tuple[int, str]:
+        output = tmp_path / "x.rdae"
+        command = ["compress", COFFEE, "-o", output, "--model", tiny_model_file, "--force", *arguments]
+        assert cli.main([str(a) for a in command]) == 0
+        return output.stat().st_size, capsys.readouterr().err
+
+    sizes = [compressed("--quality", q)[0] for q in (1, 2, 3)]
+    assert compressed("--size", f"{sizes[1] / 1000 + 0.001}k")[0] == sizes[1]
+    assert compressed("--bpp", 8 * sizes[2] / 240_000 - 0.001) == (sizes[2], "")
+    size, err = compressed("--psnr", 70)
+    assert size in sizes and err.startswith(f"rdae: warning: {COFFEE}: 70 dB are out of reach") and err.count("\n") == 1
+    (tmp_path / "x.rdae").unlink()
+    assert "cannot be coded in 99 bytes" in fails(
+        capsys, "compress", COFFEE, "-o", tmp_path / "x.rdae", "--model", tiny_model_file, "--size", 99
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_regions_tiles_and_threads(tmp_path: Path, tiny_model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, model = tmp_path / "x.rdae", ["--model", str(tiny_model_file)]
+    assert cli.main(["compress", str(COFFEE), "-o", str(small), "--tile", "256", "--jobs", "2", "--verify", *model]) == 0
+    assert cli.main(["info", str(small)]) == 0
+    assert "6 tiles of 256 pixels" in capsys.readouterr().out
+    assert cli.main(["decompress", str(small), "-o", str(tmp_path / "all.png"), *model]) == 0
+    assert cli.main(["decompress", str(small), "-o", str(tmp_path / "part.png"), "--region", "30,40,200,100", "--jobs", "2", *model]) == 0
+    whole, part = images.read(tmp_path / "all.png").astype(int), images.read(tmp_path / "part.png")
+    np.testing.assert_allclose(part, whole[40:140, 30:230], atol=1)
+    capsys.readouterr()
+    assert "does not lie in" in fails(capsys, "decompress", small, "-o", tmp_path / "no.png", "--region", "590,0,20,20", *model)
+
+
+def test_transparency_strictness_and_metadata(tmp_path: Path, tiny_model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(tiny_model_file)]
+    rgba = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "x.png", exif=Image.Exif())
+    assert cli.main(["compress", str(tmp_path / "x.png"), "--verify", *model]) == 0
+    assert cli.main(["info", str(tmp_path / "x.rdae"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["mode"] == "RGB with alpha" and facts["bytes"]["alpha"] > 1200
+    assert "cannot hold the picture's transparency" in fails(capsys, "decompress", tmp_path / "x.rdae", "-o", tmp_path / "x.jpg", *model)
+    assert cli.main(["decompress", str(tmp_path / "x.rdae"), "-o", str(tmp_path / "y.png"), *model]) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "y.png"))[..., 3], rgba[..., 3])
+    Image.fromarray(np.full((5, 5), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    capsys.readouterr()
+    assert "strict" in fails(capsys, "compress", tmp_path / "deep.png", "--strict", *model)
+    assert cli.main(["compress", str(tmp_path / "deep.png"), *model]) == 0
+    assert "rounded to eight" in capsys.readouterr().err
+    assert "no image format 'xyz'" in fails(capsys, "decompress", tmp_path / "x.rdae", "-o", "-", "--format", "xyz", *model)
+
+
+def test_the_limit_on_pixels(
+    tmp_path: Path, tiny_model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "MAX_PIXELS", container.MAX_PIXELS)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    small, model = tmp_path / "x.rdae", ["--model", str(tiny_model_file)]
+    assert "exceed the limit of 1000 pixels" in fails(capsys, "compress", COFFEE, "-o", small, "--max-pixels", 1000, *model)
+    assert cli.main(["compress", str(COFFEE), "-o", str(small), "--max-pixels", "0", *model]) == 0
+    capsys.readouterr()
+    assert "exceed the limit" in fails(capsys, "decompress", small, "--max-pixels", 239_999, *model)
