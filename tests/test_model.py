@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -174,3 +175,14 @@ def test_files_that_are_not_models(tmp_path: Path) -> None:
         codec.load(tmp_path / "missing.safetensors")
     with pytest.raises(ModelError, match="cannot read"):
         codec.load(tmp_path)
+
+
+def test_a_small_file_cannot_declare_a_huge_model() -> None:
+    data = tiny_model_bytes()
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["rdae"]
+    for claim in ({"filters": 4096}, {"latents": 4096}, {"filters": 1e400}, {"filters": [8]}, {"default_quality": "best"}):
+        began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ModelError, match="not a usable model"):
+            models.from_bytes(save(tensors, {"rdae": json.dumps({**json.loads(header), **claim})}), "huge")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 100_000  # kB
