@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -107,6 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 with one line on standard error, 1 when some of many files failed."""
     arguments = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files can hold what standard output cannot.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = {"compress": _convert, "decompress": _convert, "info": _info, "models": _models}[arguments.command](arguments)
         sys.stdout.flush()

@@ -300,6 +300,9 @@ def peek(file: IO[bytes]) -> Stream:
             raise FormatError(f"chunk {tag} is longer than the body")
         wanted = tag in (ICC, EXIF, XMP)
         if wanted:
+            # Files make room for what is asked of them before they look at what they have.
+            if length > 2 * MAX_METADATA:
+                raise FormatError(f"the {NAMES[tag]} chunk is too large")
             file.seek(start + at)
         data = file.read(length) if wanted else b""
         if wanted and len(data) < length:

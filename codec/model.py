@@ -112,7 +112,8 @@ class Model:
         x = torch.from_numpy(np.array(tiles.mirrored(image, window * transforms.STRIDE)))
         x = x[None].expand(3, -1, -1) if image.ndim == 2 else x.permute(2, 0, 1)
         x = x[None].float().div_(255)
-        y: Tensor = self.analysis(x.contiguous(memory_format=torch.channels_last))[0]
+        with torch.autocast("cpu", enabled=False):
+            y: Tensor = self.analysis(x.contiguous(memory_format=torch.channels_last))[0]
         inner = box.seen_from(window).slices
         return np.asarray(y[:, inner[0], inner[1]].contiguous().numpy())
 
@@ -141,9 +142,10 @@ class Model:
         step = (self.steps[quality - 1] / (1 << STEP_BITS)).astype(np.float32)
         y = torch.from_numpy(symbols.astype(np.float32) * step[:, None, None])[None]
         rows, columns = (inner * transforms.STRIDE).slices
-        x = self.synthesis(y.contiguous(memory_format=torch.channels_last))[0][:, rows, columns]
+        with torch.autocast("cpu", enabled=False):
+            x = self.synthesis(y.contiguous(memory_format=torch.channels_last))[0][:, rows, columns]
         if grey:
-            x = (x * torch.tensor(LUMA)[:, None, None]).sum(dim=0, keepdim=True)
+            x = (x * x.new_tensor(LUMA)[:, None, None]).sum(dim=0, keepdim=True)
         # Absurd symbols, which only a forged stream holds, may overflow.
         pixels = x.mul(255).round_().nan_to_num_(0).clamp_(0, 255).to(torch.uint8)
         return np.ascontiguousarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).numpy())

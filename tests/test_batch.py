@@ -116,6 +116,13 @@ def test_files_by_name_and_by_wildcard(tmp_path: Path, folder: Path, tiny_model_
     assert (folder / "a" / "b" / "three.rdae").exists()
 
 
+def test_names_that_are_not_text(tmp_path: Path, tiny_model_file: Path) -> None:
+    name = os.fsdecode(b"na\xefve.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / name)
+    command = [*PROGRAM, "compress", str(tmp_path / name), "--model", str(tiny_model_file)]
+    assert b"na\\udcefve.rdae: 9" in subprocess.run(command, capture_output=True, check=True).stdout
+
+
 def test_two_files_of_one_name(tmp_path: Path, folder: Path, tiny_model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(folder / "one.png", folder / "one.tiff")
     _, err = run(capsys, 1, "compress", folder, "-r", "-o", tmp_path / "out", "--model", tiny_model_file)

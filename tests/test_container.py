@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import zlib
 
 import pytest
@@ -143,6 +144,39 @@ def test_two_chunks_of_latents_are_one_too_many() -> None:
     twice = ((container.LATENTS, b"a"), (container.LATENTS, b"b"))
     with pytest.raises(FormatError, match="one chunk of latents"):
         container.read(container.write(Stream(bytes(8), 1, 1, 1, twice)))
+
+
+def test_metadata_are_bounded_and_checked() -> None:
+    def with_chunk(data: bytes) -> Stream:
+        return container.read(container.write(Stream(bytes(8), 1, 1, 1, ((container.LATENTS, b""), (container.XMP, data)))))
+
+    assert with_chunk(container.pack_metadata(b"text")).metadata(container.XMP) == b"text"
+    assert with_chunk(container.pack_metadata(b"")).metadata(container.ICC) is None
+    bomb = zlib.compress(bytes(container.MAX_METADATA + 1), 9)
+    assert len(bomb) < 20_000
+    packed = container.pack_metadata(b"text")
+    for bad in (bomb, packed[:-1], packed + b"x", b"", b"nonsense"):
+        with pytest.raises(FormatError, match="the xmp chunk is damaged"):
+            with_chunk(bad).metadata(container.XMP)
+    with pytest.raises(ValueError, match="more than a chunk"):
+        container.pack_metadata(bytes(container.MAX_METADATA + 1))
+    twice = Stream(bytes(8), 1, 1, 1, ((container.LATENTS, b""), (container.XMP, packed), (container.XMP, packed)))
+    with pytest.raises(FormatError, match="two chunks 130"):
+        container.read(container.write(twice))
+
+
+def test_a_peek_reads_headers_and_metadata_only() -> None:
+    chunks = (
+        (container.LATENTS, bytes(5000)),
+        (container.ICC, container.pack_metadata(b"profile")),
+        (container.ALPHA, bytes(3000)),
+        (222, b"?"),
+    )
+    data = container.write(Stream(bytes(8), 7, 30, 20, chunks, mode=container.GREY))
+    seen = container.peek(io.BytesIO(data))
+    assert (seen.width, seen.height, seen.quality, seen.mode) == (30, 20, 7, container.GREY)
+    assert seen.metadata(container.ICC) == b"profile"
+    assert [(tag, len(body)) for tag, body in seen.chunks] == [(1, 0), (128, len(chunks[1][1])), (131, 0), (222, 0)]
 
 
 def test_writing_nonsense_is_refused() -> None:

@@ -77,6 +77,22 @@ def test_another_process_with_other_threads_decodes_the_same_latents(tiny_model:
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
 
 
+def test_settings_around_the_codec_change_nothing(tiny_model: Model, photograph: np.ndarray) -> None:
+    """Mixed precision and another default type belong to whoever trains next door in the process."""
+    image = photograph[:90, :130]
+    data = tiny_model.encode(image, 3)
+    shown = tiny_model.decode(data)
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert tiny_model.encode(image, 3) == data
+            np.testing.assert_array_equal(tiny_model.decode(data), shown)
+            grey = tiny_model.decode(tiny_model.encode(image[..., 0], 3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(tiny_model.decode(tiny_model.encode(image[..., 0], 3)), grey)
+
+
 def test_identity_is_the_hash_of_the_file(tiny_model_file: Path) -> None:
     model = codec.load(tiny_model_file)
     assert model.sha256 == hashlib.sha256(tiny_model_file.read_bytes()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from test_picture import P3, XMP, exif_with
 
 import codec
-from codec import coder
+from codec import coder, container
 from codec.pillow_plugin import RdaeImageFile
 
 
@@ -123,6 +124,18 @@ def test_invalid_file() -> None:
             Image.open(io.BytesIO(data))
     with pytest.raises(SyntaxError, match="not an"):
         RdaeImageFile(io.BytesIO(b"GIF89a"))
+
+
+def test_a_forged_length_takes_no_memory(tmp_path: Path) -> None:
+    start = b"\xd2RDA\1\1" + bytes(8) + b"\1\0\x09\x09" + container.write_varint(2**35 - 1) + b"\1\0\x80"
+    path = tmp_path / "x.rdae"
+    for length in (2**34, 2**25):
+        path.write_bytes(start + container.write_varint(length) + bytes(50))
+        tracemalloc.start()
+        with pytest.raises(UnidentifiedImageError):
+            Image.open(path)
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+        tracemalloc.stop()
 
 
 def test_truncation_at_every_byte(small: Image.Image, tiny_model_file: Path) -> None:

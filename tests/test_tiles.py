@@ -114,6 +114,16 @@ def test_tiles_hold_the_same_latents_and_show_the_same_pixels(tiny_model: Model,
     assert all(np.array_equal(shown[0], other) for other in shown[1:])
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (17, 1025), (1025, 16)])
+def test_extreme_shapes(tiny_model: Model, shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    data = tiny_model.encode(image, 3)
+    expected = tiny_model.quantise(whole_latents(tiny_model, image), 3)
+    np.testing.assert_array_equal(tiny_model.decode_latents(container.read(data)), expected)
+    shown = whole_pixels(tiny_model, expected, 3)[: shape[0], : shape[1]]
+    np.testing.assert_allclose(tiny_model.decode(data).astype(int), shown, atol=1)
+
+
 def test_what_fits_into_a_tile_is_not_tiled(tiny_model: Model, photograph: np.ndarray) -> None:
     assert tiny_model.encode(photograph) == Encoder(tiny_model, pictures.from_array(photograph), tile=0).encode(2)
     assert container.read(tiny_model.encode(photograph)).tile == 0
