@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from codec import __version__, container, registry
 from codec.errors import ImageError, RdaeError
@@ -158,14 +157,6 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _ending(name: str | None) -> str:
     return f".{(name or 'png').lower().lstrip('.')}"
-
-
-def _psnr(a: Any, b: Any) -> float:
-    """Peak signal-to-noise ratio in dB over all channels of two uint8 images."""
-    import numpy as np
-
-    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2, dtype=np.float64))
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -17,9 +17,14 @@ from PIL import Image
 
 import codec
 from codec import image as images
-from codec.cli import _psnr as psnr
 
 Pixels = npt.NDArray[np.uint8]
+
+
+def psnr(a: Pixels, b: Pixels) -> float:
+    """Peak signal-to-noise ratio in dB over all channels."""
+    error = np.mean((a.astype(np.float64) - b) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def jpeg(image: Pixels, quality: int) -> bytes:
