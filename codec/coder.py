@@ -172,10 +172,10 @@ def decode(data: bytes, tables: Tables, shape: tuple[int, ...]) -> Symbols:
             places.append(escaped + c * plane)
         place = np.concatenate(places)
         if len(place):
-            # An escape takes a bit and more for its length and as many bits again as that length says.
+            # An escape takes as many bits as its length says and, to say so, as many again, though never more than the precision.
             _check_bits(2 * len(place), data)
             lengths = np.asarray(decoder.decode(_LENGTH_MODEL, len(place))).astype(np.int64) + 1
-            _check_bits(2 * int(lengths.sum()), data)
+            _check_bits(int((lengths + np.minimum(lengths, PRECISION)).sum()), data)
             bits = np.asarray(decoder.decode(_BIT_MODEL, int(lengths.sum()))).astype(np.int64)
             channel = place // plane
             out.reshape(-1)[place] = _in_range(_from_suffix(bits, lengths, tables.lowest[channel], tables.sizes[channel]))

@@ -64,6 +64,7 @@ def test_a_model_file_can_be_named(tmp_path: Path, tiny_model_file: Path, capsys
     assert cli.main(["compress", str(COFFEE), "-o", str(small), "--model", str(tiny_model_file), "--quality", "1"]) == 0
     capsys.readouterr()
     models._load_file.cache_clear()  # as in a process that has not seen the model yet
+    models._loaded.clear()
     assert "--model" in fails(capsys, "decompress", small)
     assert cli.main(["decompress", str(small), "--model", str(tiny_model_file)]) == 0
     capsys.readouterr()

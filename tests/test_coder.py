@@ -49,6 +49,13 @@ def test_all_escapes(value: int) -> None:
     np.testing.assert_array_equal(coder.decode(coder.encode(symbols, tables), tables, symbols.shape), symbols)
 
 
+def test_many_far_escapes() -> None:
+    """Lengths of 25 bits and more are all coded in 24 bits."""
+    tables = make([0], [[0, 1]])
+    symbols = np.full((1, 3, 400), 1 << 30, np.int32)
+    np.testing.assert_array_equal(coder.decode(coder.encode(symbols, tables), tables, symbols.shape), symbols)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1 << 30), st.floats(0.1, 60), st.integers(1, 3000))
 def test_length_is_the_code_length(seed: int, spread: float, count: int) -> None:
