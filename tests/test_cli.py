@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -136,10 +135,8 @@ def test_as_a_program(tmp_path: Path) -> None:
     """The installed console script, in a process of its own: a traceback would show here."""
     script = Path(sys.executable).parent / "rdae"
     command = [str(script)] if script.exists() else [sys.executable, "-m", "codec.cli"]
-    began = time.monotonic()
     run = subprocess.run([*command, "compress", "missing.png"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 2 and run.stderr == "rdae: missing.png: No such file or directory\n"
-    assert time.monotonic() - began < 60
     Image.new("RGB", (33, 17), "teal").save(tmp_path / "a.png")
     subprocess.run([*command, "compress", "a.png"], cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / "a.png").unlink()

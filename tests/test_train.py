@@ -315,6 +315,15 @@ def test_ms_ssim_can_be_the_distortion(tmp_path: Path, photograph: np.ndarray) -
     assert model.metadata["distortion"] == "ms-ssim" and model.decode(model.encode(photograph)).shape == photograph.shape
 
 
+def test_adam_can_train_everything(tmp_path: Path) -> None:
+    assert train(tmp_path, "--steps", "20", "--optimiser", "adam", "--adam-lr", "0.002", "--ema", "0") == 0
+    state = torch.load(tmp_path / "lambda-0.013" / LAST, weights_only=True)
+    torch.manual_seed(0)
+    fresh = RateDistortion((0.013,), 8, 12).state_dict()
+    assert len(state["optimisers"]) == 1 and state["mean"] == {}
+    assert not torch.equal(state["model"]["synthesis.conv2.weight"], fresh["synthesis.conv2.weight"])
+
+
 def test_scalars_pictures_and_real_files_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
