@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from train import data, freeze
+from train import data, freeze, initialise
 from train.config import Config, difference
 from train.objective import REFERENCE_LAMBDA, RateDistortion
-from train.optim import Muon, adam
+from train.optim import Muon, adam, soap
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
 PEAK = 255**2
@@ -84,12 +84,20 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
+        paths = data.find_photographs(Path(config.data))
+        training, held_out = data.split(paths, config.held_out)
+        self.photographs = data.Photographs(training or paths)
+        self.manifest = data.manifest(paths)
         model = RateDistortion(config.lambdas, config.filters, config.latents)
         if start is not None:
             try:
                 model.load_state_dict({**model.state_dict(), **start})
             except RuntimeError as error:
                 raise TrainingError(f"the weights to start from are of another shape: {str(error).splitlines()[1].strip()}") from error
+        elif config.init == "klt":
+            rng = np.random.default_rng(config.seed)
+            crops = [self.photographs.crop(initialise.SIDE, rng) for _ in range(initialise.CROPS)]
+            initialise.karhunen_loeve(model, to_image(torch.from_numpy(np.stack(crops))))
         wrapped = fabric.setup_module(model)
         self.model = model
         self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
@@ -97,6 +105,9 @@ class Trainer:
             muon = Muon(model, config.lr)
             rest = adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)
             self.optimisers: list[torch.optim.Optimizer] = [muon, rest]
+        elif config.optimiser == "soap":
+            first, trained = soap(model, config.lr)
+            self.optimisers = [first, adam(model, trained, config.adam_lr, config.density_lr)]
         else:
             self.optimisers = [adam(model, [], config.adam_lr, config.density_lr)]
         self.peak_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
@@ -107,10 +118,6 @@ class Trainer:
         self.stopping = False
         self.validations = 0
         self.log_lambda = torch.tensor(config.lambdas, dtype=torch.float32).log().to(fabric.device)
-        paths = data.find_photographs(Path(config.data))
-        training, held_out = data.split(paths, config.held_out)
-        self.photographs = data.Photographs(training or paths)
-        self.manifest = data.manifest(paths)
         self.validation = _centre_crops(held_out or paths).to(fabric.device)
 
     # Checkpoints

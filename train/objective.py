@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from codec import transforms
 from codec.density import Density
+from train.initialise import orthogonal
 
 LATENT_SCALE = 16.0
 """Where the units of the latents start. Orthogonal filters on pixels in 0…1 give values near one, while good quantiser steps at
@@ -42,11 +43,7 @@ class RateDistortion(nn.Module):
             self.log_gain = nn.Parameter(start)
         else:
             self.register_buffer("log_gain", start)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.orthogonal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        orthogonal(self)
 
     def gain(self, position: Tensor) -> Tensor:
         """Gains B×M×1×1 at real positions 0…R-1 on the ladder of λ."""
