@@ -276,6 +276,20 @@ def test_rounding_and_noise_are_both_unbiased_on_a_smooth_model() -> None:
     assert float(soft) == pytest.approx(float(hard), rel=0.05)
 
 
+def test_mixed_quantiser_has_the_rate_of_noise_and_the_distortion_of_rounding() -> None:
+    torch.manual_seed(0)
+    noisy, mixed = (RateDistortion((0.013, 0.025), 8, 12, mixed) for mixed in (False, True))
+    mixed.load_state_dict(noisy.state_dict())
+    x, position, noise = torch.rand(2, 3, 32, 32), torch.tensor([0.0, 0.6]), torch.rand(2, 12, 2, 2) - 0.5
+    bits, mse, restored = mixed(x, position, noise)
+    torch.testing.assert_close(bits, noisy(x, position, noise)[0])
+    torch.testing.assert_close(restored, noisy(x, position)[2])
+    mse.sum().backward()
+    assert float(mixed.analysis.conv1.weight.grad.abs().max()) > 0
+    # Gains before and after the quantiser cancel in the straight-through gradient, apart from what rounding did.
+    assert mixed.log_gain.grad is not None and not torch.equal(mse, noisy(x, position, noise)[1])
+
+
 def test_gains_interpolate_geometrically() -> None:
     model = RateDistortion((0.01, 0.04, 0.16), 4, 3)
     gains = model.gain(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))[:, 0, 0, 0]

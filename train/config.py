@@ -48,6 +48,7 @@ class Config:
     warmup: int = _option(200, "steps over which the learning rate rises from zero")
     decay: float = _option(0.5, "last fraction of the steps, over which it falls to zero along a cosine")
     ema: float = _option(0.998, "decay of the running mean of the weights that is validated and frozen; 0 takes the weights as they are")
+    quantiser: str = _option("noise", "what stands for rounding: noise, or noise in the rate only", choices=("noise", "mixed"))
     distortion: str = _option("mse", "what is traded against the rate", choices=("mse", "ms-ssim"))
     seed: int = _option(0, "seed of weights, crops and noise")
     held_out: int = _option(16, "photographs kept for validation, chosen by their names")

@@ -88,7 +88,7 @@ class Trainer:
         training, held_out = data.split(paths, config.held_out)
         self.photographs = data.Photographs(training or paths)
         self.manifest = data.manifest(paths)
-        model = RateDistortion(config.lambdas, config.filters, config.latents)
+        model = RateDistortion(config.lambdas, config.filters, config.latents, config.quantiser == "mixed")
         if start is not None:
             try:
                 model.load_state_dict({**model.state_dict(), **start})

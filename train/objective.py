@@ -30,8 +30,10 @@ class RateDistortion(nn.Module):
 
     log_gain: Tensor
 
-    def __init__(self, lambdas: Sequence[float], filters: int = 128, latents: int = 192) -> None:
+    def __init__(self, lambdas: Sequence[float], filters: int = 128, latents: int = 192, mixed: bool = False) -> None:
+        """`mixed` puts straight-through rounding in the place of noise for the distortion, but not for the rate."""
         super().__init__()
+        self.mixed = mixed
         self.analysis = transforms.analysis(filters, latents, GDN)
         self.synthesis = transforms.synthesis(filters, latents, GDN)
         self.density = Density(latents)
@@ -56,7 +58,9 @@ class RateDistortion(nn.Module):
         """Rate in bits per image (B), mean squared error on 0…1 per image (B), reconstruction B×3×H×W.
 
         x is B×3×H×W in 0…1; position B; noise B×M×H/16×W/16 uniform in ±½, or None for real rounding.
-        Ballé et al. 2017, eq. (11): ỹ = y + Δy in training; eq. (8): ŷ = round(y) at test time.
+        Ballé et al. 2017, eq. (11): ỹ = y + Δy in training; eq. (8): ŷ = round(y) at test time. With `mixed`, the synthesis gets round(y)
+        in training as well, and the gradient of the identity (Minnen, Singh 2020, section 3.3). Where steps are wide against the latents,
+        noise of their width is far from what rounding to zero does, and a network for many rates cannot learn to ignore it.
         """
         unit = self.log_unit.exp()[:, None, None]
         y = self.analysis(x).float() * unit
@@ -65,5 +69,7 @@ class RateDistortion(nn.Module):
             scaled = y * gain
             quantised = (torch.round(scaled) if noise is None else scaled + noise) / gain
             bits = self.density.bits(quantised, 1 / gain).sum(dim=(1, 2, 3))
+            if self.mixed and noise is not None:
+                quantised = (scaled + (torch.round(scaled) - scaled).detach()) / gain
         restored = self.synthesis(quantised / unit).float()
         return bits, (restored - x).square().mean(dim=(1, 2, 3)), restored
