@@ -1,0 +1,306 @@
+"""A page to look at: rate–distortion curves, BD-rates and before/after sliders, in one HTML file that needs nothing else.
+
+    python -m tools.report IMAGES… -o report.html
+
+The curves and the table are those of a `results.json` of `tools.rd_curve`. The pictures are made on the spot: rdae at each of its
+qualities (or with each of the models named), and every rival at its smallest file that is not below rdae's, or at its largest when
+none is; how far the sizes are apart stands beside each. Every picture on the page is what the decoder gave, as lossless WebP, which
+takes a third less than PNG; count on about 0.8 bytes of page a pixel and picture, for one picture per codec and quality.
+
+Of images with a side above --max-side the page shows the middle; bytes and metrics are those of the whole. An output that exists is
+replaced, once the new one is complete. Exit status: 0; 1 when some rival failed on some image (the page says so); 2 when nothing was
+written, after a line that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import io
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+import codec
+from codec import image as image_files
+from codec.errors import RdaeError
+from tools.baselines import RIVALS, Codec, Setting, UnavailableError, rdae
+from tools.bdrate import README_ANCHORS, bd_rate
+from tools.measure import roundtrip
+from tools.plot import PANELS
+from tools.rd_curve import UsageError, image_paths, say
+from tools.results import Curve, ResultsError, Store, curves, image_hash, read_reference
+from tools.side_by_side import RATIOS, not_below
+
+Pixels = npt.NDArray[np.uint8]
+Json = dict[str, Any]
+ROOT: Final = Path(__file__).parent.parent
+KODAK: Final = ROOT / "data" / "results" / "kodak" / "results.json"
+PARTS: Final = Path(__file__).parent / "report_page"
+SIZES: Final = 4
+"""Qualities of a variable-rate model that are shown unless others are asked for."""
+WEBP_SIDE: Final = 16383
+SHOWN: Final = ("bytes", "bpp", "psnr", "ms_ssim", "ms_ssim_db")
+"""What the page says of a file; seconds are left out, so that the same images make the same page."""
+
+
+@dataclass
+class Album:
+    """The page's pictures, each once, as lossless WebP in data URLs."""
+
+    side: int
+    """Of larger pictures, the middle part of at most so many pixels a side."""
+    urls: dict[str, str] = field(default_factory=dict)
+
+    def window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(left, top, width, height) of the part that is shown."""
+        shown = min(width, self.side), min(height, self.side)
+        return (width - shown[0]) // 2, (height - shown[1]) // 2, *shown
+
+    def add(self, pixels: Pixels) -> str:
+        """The name under which a picture H×W×3 uint8 is found in `urls`."""
+        left, top, width, height = self.window(*pixels.shape[:2])
+        part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        name = image_hash(part)
+        if name not in self.urls:
+            buffer = io.BytesIO()
+            Image.fromarray(part).save(buffer, "WEBP", lossless=True, method=4)
+            self.urls[name] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return name
+
+
+def rising(rival: Codec) -> Sequence[Setting]:
+    """All settings of a rival that are worth telling apart, the smallest file first."""
+    if rival.parameter == "quality":
+        return range(int(rival.limits[0]), int(rival.limits[1]) + 1)
+    if rival.parameter == "ratio":
+        return RATIOS
+    low, high = rival.limits
+    return tuple(np.geomspace(high, low, 1000).round(4).tolist())  # a distance, less than one per cent apart
+
+
+def remembering(rival: Codec, image: Pixels) -> Codec:
+    """The codec for one image, which makes each file once however often it is asked for."""
+    encode = functools.cache(functools.partial(rival.encode, image))
+    return replace(rival, encode=lambda _, setting: encode(setting))
+
+
+def described(version: Codec, setting: Setting, image: Pixels, album: Album) -> Json:
+    """A file made, opened, measured and put into the album."""
+    _, decoded, row = roundtrip(version, setting, image)
+    about = {"key": version.key, "name": version.name, "setting": f"{version.parameter} {setting}"}
+    if version.key.startswith("rdae"):
+        model = str(setting).split("@")[0] if version.parameter == "model" else version.name.removeprefix("rdae ")
+        short = model if version.parameter == "model" else about["setting"]
+        about = {"key": "rdae", "name": "rdae", "setting": short if short == model else f"{model}, {short}", "short": short}
+    return {**about, **{metric: row[metric] for metric in SHOWN}, "picture": album.add(decoded)}
+
+
+def compared(path: Path, image: Pixels, ours: Sequence[tuple[Codec, Setting]], rivals: Sequence[Codec], album: Album, bar: Any) -> Json:
+    """One image as the page shows it: for each of our files, those of the rivals at its size."""
+    height, width = image.shape[:2]
+    cached = [remembering(rival, image) for rival in rivals]
+    sizes, failures = [], []
+    for version, setting in ours:
+        mine = described(version, setting, image, album)
+        bar.update()
+        versions = []
+        for rival in cached:
+            try:
+                versions.append(described(rival, not_below(rival, image, rising(rival), mine["bytes"]), image, album))
+            except Exception as error:  # a rival that fails must not end the run
+                failures.append(f"{rival.name} failed: {(str(error) or type(error).__name__).splitlines()[0]}")
+            bar.update()
+        sizes.append({"short": mine.pop("short"), "bytes": mine["bytes"], "bpp": mine["bpp"], "versions": [*versions, mine]})
+    sizes.sort(key=lambda size: size["bytes"])
+    about = {"name": path.name, "width": width, "height": height, "window": album.window(height, width), "original": album.add(image)}
+    return {**about, "sizes": sizes, "failures": sorted(set(failures))}
+
+
+def drawn(curve: Curve, parameter: str) -> Json:
+    """A curve as the page plots it. Raises ValueError when it cannot be plotted."""
+    metrics = ("bpp", *(metric for metric, _ in PANELS), "ms_ssim")
+    count = len(curve.means["bpp"])
+    columns = [curve.means.get(metric, [None] * count) for metric in metrics]
+    labels = [f"{parameter} {label.split('@')[0]}" for label in curve.labels] or [""] * count
+    points = [{"setting": label, **dict(zip(metrics, values, strict=True))} for label, values in zip(labels, zip(*columns, strict=True), strict=True)]
+    numbers = np.array([value for column in columns for value in column if value is not None], dtype=np.float64)
+    if not np.isfinite(numbers).all() or not all(point["bpp"] > 0 for point in points):
+        raise ValueError(f"{curve.name} has a rate or metric that is out of range")
+    return {"name": curve.name, "ours": curve.key.startswith("rdae"), "published": not curve.rows, "points": points}
+
+
+def bd_rates(measured: Sequence[Curve], metric: str) -> Json:
+    """Each codec against the anchors that the README's table has, or against all where there are none of these."""
+    usable = [curve for curve in measured if len(curve.points(metric)[0])]
+    anchors = [curve for key in README_ANCHORS for curve in usable if curve.key == key] or usable
+    rows = [
+        {
+            "name": test.name,
+            "ours": test.key.startswith("rdae"),
+            "cells": ["—" if test is anchor else str(bd_rate(anchor.points(metric), test.points(metric))) for anchor in anchors],
+        }
+        for test in usable
+    ]
+    return {"anchors": [anchor.name for anchor in anchors], "rows": rows}
+
+
+def published(path: Path) -> Json:
+    """A published curve as the page plots it. Raises `ResultsError`."""
+    try:
+        return drawn(read_reference(path), "")
+    except ValueError as error:
+        raise ResultsError(f"{path}: {error}") from error
+
+
+def rate_distortion(path: Path, references: Sequence[Json]) -> Json:
+    """What the page shows of a results file. Raises `ResultsError`."""
+    try:
+        store = Store(path)
+        ladders = {key: list(entry["points"]) for key, entry in store.codecs.items()}
+        measured, used, remarks = curves(store, ladders, list(store.images))
+        if not measured:
+            raise ResultsError(f"{path}: holds no measurements")
+        lines = [drawn(curve, str(store.codecs[curve.key]["parameter"])) for curve in measured]
+        return {
+            "images": [str(store.images[image]["name"]) for image in used],
+            "curves": [*lines, *references],
+            "bd": {metric: bd_rates(measured, metric) for metric, _ in PANELS},
+            "settings": {f"{curve.name}": f"{curve.settings} ({curve.library})" for curve in measured},
+            "remarks": remarks,
+        }
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ResultsError(f"{path}: not a results file, or a damaged one ({error!r})") from error
+
+
+def page(content: Json) -> str:
+    """The HTML: style, scripts and data in one. No text of the data can end the element that it stands in."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    html = (PARTS / "page.html").read_text(encoding="utf-8")
+    script = "\n".join((PARTS / name).read_text(encoding="utf-8") for name in ("elements.js", "curves.js", "compare.js", "page.js"))
+    style = (PARTS / "style.css").read_text(encoding="utf-8")
+    for mark, part in (("/* style */", style), ("/* script */", script), ("/* data */", text)):
+        html = html.replace(mark, part, 1)
+    return html
+
+
+def chosen_rivals(keys: Sequence[str]) -> list[Codec]:
+    """Codecs by the keys of their curves; those of the README when none is named. Raises `UsageError`."""
+    known: dict[str, Codec] = {}
+    for name, make in RIVALS.items():
+        try:
+            known |= {rival.key: rival for rival in make()}
+        except UnavailableError as error:
+            say(f"{name}: left out, {error}")
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise UsageError(f"--codecs: no codec here is called {unknown[0]!r}; there are: {', '.join(known)}")
+    return [known[key] for key in dict.fromkeys(keys or README_ANCHORS) if key in known]
+
+
+def chosen_models(models: Sequence[str], qualities: Sequence[int]) -> list[tuple[Codec, Setting]]:
+    """(codec, setting) of every size that is shown. Raises `UsageError`, `UnavailableError`, `RdaeError`."""
+    curves_ = rdae(models or codec.models()[:1], sorted(set(qualities)))
+    variable = [curve for curve in curves_ if curve.parameter == "quality"]
+    if qualities and not variable:
+        raise UsageError("--quality is for variable-rate models, and the model has one quality only")
+    chosen: list[tuple[Codec, Setting]] = []
+    for curve in curves_:
+        ladder = curve.ladder
+        if curve in variable and not qualities:
+            count = int(curve.limits[1])
+            ladder = tuple(dict.fromkeys(1 + int(count * (i + 0.4) / SIZES) for i in range(SIZES)))
+        chosen += [(curve, setting) for setting in ladder]
+    return chosen
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    new = argparse.ArgumentParser(
+        prog="python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    new.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="image files, or folders of them")
+    new.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: %(default)s)")
+    new.add_argument("--results", type=Path, metavar="FILE", help="results.json of tools.rd_curve (default: that of Kodak)")
+    new.add_argument(
+        "--reference",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="published curves in CompressAI's layout (default: those of Kodak)",
+    )
+    new.add_argument("--model", nargs="+", default=[], metavar="MODEL", help="names or files of rdae models (default: the default one)")
+    new.add_argument("--quality", nargs="+", type=int, default=[], metavar="Q", help=f"of variable-rate models (default: {SIZES}, spread)")
+    new.add_argument("--codecs", nargs="+", default=[], metavar="CODEC", help=f"rivals (default: {' '.join(README_ANCHORS)})")
+    new.add_argument("--max-side", type=int, default=1024, metavar="N", help="pixels of a side that are shown (default: %(default)s)")
+    return new
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the page. Raises `UsageError` and its kin."""
+    if not 1 <= arguments.max_side <= WEBP_SIDE:
+        raise UsageError(f"--max-side must lie in 1…{WEBP_SIDE}, not {arguments.max_side}")
+    paths = image_paths(arguments.images)
+    if arguments.out.is_dir():
+        raise UsageError(f"{arguments.out}: is a folder")
+    if arguments.out.exists() and any(path.samefile(arguments.out) for path in paths):
+        raise UsageError(f"{arguments.out}: is one of the images, and would be overwritten")
+    results = arguments.results or (KODAK if KODAK.exists() else None)
+    if results is None:
+        say("no results.json: the page has no curves")
+    elif not results.exists():
+        raise UsageError(f"{results}: no such file")
+    references = arguments.reference or ([] if arguments.results else sorted((ROOT / "data" / "references").glob("*.json")))
+    measured = rate_distortion(results, [published(path) for path in references]) if results else None
+    ours, rivals = chosen_models(arguments.model, arguments.quality), chosen_rivals(arguments.codecs)
+    images = {}
+    for path in paths:
+        pixels = image_files.read(path)
+        if images.setdefault(image_hash(pixels), (path, pixels))[0] != path:
+            say(f"{path}: the same picture as {images[image_hash(pixels)][0]}, shown once")
+    album = Album(arguments.max_side)
+    shown: list[Json] = []
+    # The temporary file is made first, so that an output that cannot be written is known before anything is measured.
+    with image_files.Atomic(arguments.out) as temporary:
+        with tqdm(total=len(images) * len(ours) * (1 + len(rivals)), unit="file", file=sys.stderr) as bar:
+            for path, pixels in images.values():
+                before = sum(map(len, album.urls.values()))
+                shown.append(compared(path, pixels, ours, rivals, album, bar))
+                added = (sum(map(len, album.urls.values())) - before) / 1e6
+                tqdm.write(f"{path}: {pixels.shape[1]}×{pixels.shape[0]}, {added:.1f} MB of the page", file=sys.stderr)
+        libraries = {rival.name: f"{rival.settings} ({rival.library})" for rival in [*rivals, *dict(ours)]}
+        content = {"version": codec.__version__, "rd": measured, "images": shown, "libraries": libraries, "pictures": album.urls}
+        temporary.write_text(page(content), encoding="utf-8")
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB")
+    failures = [f"{image['name']}: {failure}" for image in shown for failure in image["failures"]]
+    for failure in failures:
+        say(failure)
+    return 1 if failures else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    try:
+        return run(parser().parse_args(argv))
+    except KeyboardInterrupt:
+        say("report: interrupted, nothing was written")
+        return 130
+    except (UsageError, UnavailableError, ResultsError, RdaeError, OSError) as error:
+        say(f"report: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
