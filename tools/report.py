@@ -5,7 +5,7 @@
 The curves and the table are those of a `results.json` of `tools.rd_curve`. The pictures are made on the spot: rdae at each of its
 qualities (or with each of the models named), and every rival at its smallest file that is not below rdae's, or at its largest when
 none is; how far the sizes are apart stands beside each. Every picture on the page is what the decoder gave, as lossless WebP, which
-takes a third less than PNG; count on about 0.8 bytes of page a pixel and picture, for one picture per codec and quality.
+takes a third less than PNG; count on a byte of page for a pixel of each codec at each quality.
 
 Of images with a side above --max-side the page shows the middle; bytes and metrics are those of the whole. An output that exists is
 replaced, once the new one is complete. Exit status: 0; 1 when some rival failed on some image (the page says so); 2 when nothing was
@@ -95,14 +95,21 @@ def remembering(rival: Codec, image: Pixels) -> Codec:
     return replace(rival, encode=lambda _, setting: encode(setting))
 
 
+def model_of(version: Codec, setting: Setting) -> str:
+    """The name of the model that one of our files is made with."""
+    return version.name.removeprefix("rdae ") if version.parameter == "quality" else str(setting).split("@")[0]
+
+
 def described(version: Codec, setting: Setting, image: Pixels, album: Album) -> Json:
     """A file made, opened, measured and put into the album."""
     _, decoded, row = roundtrip(version, setting, image)
     about = {"key": version.key, "name": version.name, "setting": f"{version.parameter} {setting}"}
     if version.key.startswith("rdae"):
-        model = str(setting).split("@")[0] if version.parameter == "model" else version.name.removeprefix("rdae ")
-        short = model if version.parameter == "model" else about["setting"]
-        about = {"key": "rdae", "name": "rdae", "setting": short if short == model else f"{model}, {short}", "short": short}
+        about = {
+            "key": "rdae",
+            "name": "rdae",
+            "setting": about["setting"] if version.parameter == "quality" else model_of(version, setting),
+        }
     return {**about, **{metric: row[metric] for metric in SHOWN}, "picture": album.add(decoded)}
 
 
@@ -111,8 +118,11 @@ def compared(path: Path, image: Pixels, ours: Sequence[tuple[Codec, Setting]], r
     height, width = image.shape[:2]
     cached = [remembering(rival, image) for rival in rivals]
     sizes, failures = [], []
+    several = len({version.key for version, _ in ours}) > 1
     for version, setting in ours:
         mine = described(version, setting, image, album)
+        if several:
+            mine["name"] = f"rdae {model_of(version, setting)}"
         bar.update()
         versions = []
         for rival in cached:
@@ -121,7 +131,7 @@ def compared(path: Path, image: Pixels, ours: Sequence[tuple[Codec, Setting]], r
             except Exception as error:  # a rival that fails must not end the run
                 failures.append(f"{rival.name} failed: {(str(error) or type(error).__name__).splitlines()[0]}")
             bar.update()
-        sizes.append({"short": mine.pop("short"), "bytes": mine["bytes"], "bpp": mine["bpp"], "versions": [*versions, mine]})
+        sizes.append({"setting": mine["setting"], "bytes": mine["bytes"], "bpp": mine["bpp"], "versions": [*versions, mine]})
     sizes.sort(key=lambda size: size["bytes"])
     about = {"name": path.name, "width": width, "height": height, "window": album.window(height, width), "original": album.add(image)}
     return {**about, "sizes": sizes, "failures": sorted(set(failures))}
@@ -133,7 +143,10 @@ def drawn(curve: Curve, parameter: str) -> Json:
     count = len(curve.means["bpp"])
     columns = [curve.means.get(metric, [None] * count) for metric in metrics]
     labels = [f"{parameter} {label.split('@')[0]}" for label in curve.labels] or [""] * count
-    points = [{"setting": label, **dict(zip(metrics, values, strict=True))} for label, values in zip(labels, zip(*columns, strict=True), strict=True)]
+    points = [
+        {"setting": label, **dict(zip(metrics, values, strict=True))}
+        for label, values in zip(labels, zip(*columns, strict=True), strict=True)
+    ]
     numbers = np.array([value for column in columns for value in column if value is not None], dtype=np.float64)
     if not np.isfinite(numbers).all() or not all(point["bpp"] > 0 for point in points):
         raise ValueError(f"{curve.name} has a rate or metric that is out of range")
@@ -280,7 +293,9 @@ def run(arguments: argparse.Namespace) -> int:
                 added = (sum(map(len, album.urls.values())) - before) / 1e6
                 tqdm.write(f"{path}: {pixels.shape[1]}×{pixels.shape[0]}, {added:.1f} MB of the page", file=sys.stderr)
         libraries = {rival.name: f"{rival.settings} ({rival.library})" for rival in [*rivals, *dict(ours)]}
-        content = {"version": codec.__version__, "rd": measured, "images": shown, "libraries": libraries, "pictures": album.urls}
+        models = list(dict.fromkeys(model_of(*version) for version in ours))
+        about = {"version": codec.__version__, "models": models, "libraries": libraries}
+        content = {**about, "rd": measured, "images": shown, "pictures": album.urls}
         temporary.write_text(page(content), encoding="utf-8")
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB")
     failures = [f"{image['name']}: {failure}" for image in shown for failure in image["failures"]]

@@ -154,7 +154,7 @@ function comparison(image, pictures) {
     zoom.set(value);
     place();
   }
-  const options = image.sizes.map((size, at) => ({ value: String(at), label: `${fixed(size.bpp, 2)} bpp`, note: size.short }));
+  const options = image.sizes.map((size, at) => ({ value: String(at), label: `${fixed(size.bpp, 2)} bpp`, note: size.setting }));
   const sizes = choice("File size", options, String(state.size), (value) => setSize(Number(value)));
   function setSize(at) {
     state.size = clamp(at, 0, image.sizes.length - 1);

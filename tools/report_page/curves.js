@@ -79,7 +79,7 @@ function plot(given) {
     const width = canvas.clientWidth;
     if (!width) return;
     const height = Math.round(clamp(0.62 * width, 300, 540));
-    const left = 38, right = 10, top = 10, bottom = 40;
+    const left = 38, right = 10, top = 28, bottom = 40;
     // What was measured sets the scale, also when it is hidden; published curves are cut off where they go beyond.
     const inside = (curve) => curve.points.filter((point) => point[metric] !== null);
     const measured = curves.filter((curve) => !curve.published).flatMap(inside);
@@ -92,7 +92,7 @@ function plot(given) {
     const y = (quality) => height - bottom - ((height - top - bottom) * (quality - floor)) / (ceiling - floor);
     drawing.setAttribute("width", width);
     drawing.setAttribute("height", height);
-    const clip = svg("clipPath", { id: "panel" }, svg("rect", { x: left, y: 0, width: width - left, height: height - bottom }));
+    const clip = svg("clipPath", { id: "panel" }, svg("rect", { x: left, y: top, width: width - left, height: height - top - bottom }));
     const parts = [clip];
     if (!values.length) parts.push(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "not measured"));
     for (const rate of values.length ? rateTicks(low, high, width < 520) : []) {
@@ -105,7 +105,7 @@ function plot(given) {
     }
     const rateTitle = width < 520 ? "bits per pixel, whole file" : "rate, bits per pixel of the whole file, logarithmic";
     parts.push(svg("text", { class: "title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, rateTitle));
-    parts.push(svg("text", { class: "title halo", x: left + 6, y: top + 14 }, METRICS[metric].axis));
+    parts.push(svg("text", { class: "title", x: left, y: 14 }, METRICS[metric].axis));
     places = new Map();
     for (const curve of [...curves].reverse()) {
       if (!shown.has(curve)) continue;
@@ -127,7 +127,7 @@ function plot(given) {
       }
       parts.push(group);
     }
-    parts.push(svg("circle", { class: "ring", r: 8, hidden: true }));
+    parts.push(svg("circle", { class: "ring", r: 8 }));
     drawing.replaceChildren(...parts);
     if (active && !(places.get(active.curve) || [])[active.at]) active = null;
     read(active);

@@ -72,6 +72,7 @@ function photographs(images) {
       "p",
       {},
       "Each codec’s smallest file that is not below rdae’s, or its largest where none reaches that; the difference in bytes stands beside it. " +
+        `rdae runs with ${data.models.length > 1 ? "the models" : "the model"} ${listed(data.models)}. ` +
         "The pictures are exactly what the decoders give. Drag the divider, and choose below the picture what lies on either side of it.",
     ),
     html("details", { class: "keys" }, html("summary", {}, "Keyboard"), html("p", {}, "With the divider in focus:"), html("dl", {}, keys)),
