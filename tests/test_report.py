@@ -17,8 +17,9 @@ from PIL import Image
 
 import codec
 from codec import image as image_files
-from tools import bdrate, metrics, report
+from tools import bdrate, metrics, report, report_data
 from tools.baselines import RIVALS, Codec, Setting
+from tools.rd_curve import UsageError
 from tools.results import stored_curves
 
 KODAK = report.KODAK.parent
@@ -83,7 +84,7 @@ def test_every_number_and_pixel_is_that_of_a_file(page: Path, images: Path, tiny
                     setting = int(value) if codec_.parameter == "quality" else value
                     file = codec_.encode(image, setting)
                     decoded = codec_.decode(file, setting)
-                    settings = list(report.rising(codec_))
+                    settings = list(report_data.rising(codec_))
                     at = settings.index(setting)
                     # The smallest that is not below, or the largest there is.
                     assert len(file) >= size["bytes"] or at == len(settings) - 1
@@ -156,11 +157,11 @@ def test_qualities_are_spread_and_a_fixed_model_has_one(tmp_path: Path, tiny_mod
     (tmp_path / "hundred.safetensors").write_bytes(tiny_model_bytes(steps=tuple(np.geomspace(1, 0.01, 100))))
     (tmp_path / "one.safetensors").write_bytes(tiny_model_bytes(steps=(0.5,)))
     chosen = report.chosen_models([str(tmp_path / "hundred.safetensors")], [])
-    assert [setting for _, setting in chosen] == [11, 36, 61, 86]
+    assert [setting for _, setting in chosen] == [10, 35, 60, 85]
     assert [setting for _, setting in report.chosen_models([str(tiny_model_file)], [])] == [1, 2, 3]
     both = report.chosen_models([str(tmp_path / name) for name in ("one.safetensors", "hundred.safetensors")], [7])
     assert [str(setting).split("@")[0] for _, setting in both] == ["one", "7"]
-    with pytest.raises(report.UsageError, match="one quality only"):
+    with pytest.raises(UsageError, match="one quality only"):
         report.chosen_models([str(tmp_path / "one.safetensors")], [7])
 
 
@@ -172,7 +173,7 @@ def test_a_rival_that_fails_is_left_out_and_named(
     images: Path, tiny_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = Codec("broken", "Broken", "", "", "quality", (1,), _fails, lambda *_: np.zeros((1, 1, 3), np.uint8))
-    monkeypatch.setitem(report.RIVALS, "broken", lambda: [broken])
+    monkeypatch.setitem(RIVALS, "broken", lambda: [broken])
     out = tmp_path / "a.html"
     arguments = [images / "small.png", "-o", out, "--model", tiny_model_file, "--codecs", "broken", "webp"]
     assert report.main([str(argument) for argument in arguments]) == 1

@@ -63,7 +63,8 @@ class Browser:
         layer = self.find(f".layer:nth-child({1 if side == 'left' else 2})", photo)
         self.until("return arguments[0].dataset.shown === arguments[0].dataset.wanted", layer)
         source = layer.find_element(By.TAG_NAME, "img").get_attribute("src")
-        return next(name for name, url in self.data["pictures"].items() if url == source)
+        found: str = next(name for name, url in self.data["pictures"].items() if url == source)
+        return found
 
     def version(self, photo: int, size: int, key: str) -> Any:
         return next(version for version in self.data["images"][photo]["sizes"][size]["versions"] if version["key"] == key)
