@@ -104,7 +104,7 @@ function plot(given) {
       parts.push(svg("text", { x: left - 6, y: y(quality) + 4, "text-anchor": "end" }, String(quality)));
     }
     const rateTitle = width < 520 ? "bits per pixel, whole file" : "rate, bits per pixel of the whole file, logarithmic";
-    parts.push(svg("text", { class: "title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, rateTitle));
+    if (values.length) parts.push(svg("text", { class: "title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, rateTitle));
     parts.push(svg("text", { class: "title", x: left, y: 14 }, METRICS[metric].axis));
     places = new Map();
     for (const curve of [...curves].reverse()) {

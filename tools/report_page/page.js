@@ -8,6 +8,7 @@ function listed(names) {
 }
 
 function rates(bd) {
+  if (!bd.rows.length) return html("p", { class: "note" }, "Not measured.");
   const rows = bd.rows.map((row) => {
     const notes = row.cells.filter((cell) => cell !== "—");
     // One reason for the whole row is said once.
