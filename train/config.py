@@ -49,6 +49,9 @@ class Config:
     decay: float = _option(0.5, "last fraction of the steps, over which it falls to zero along a cosine")
     ema: float = _option(0.998, "decay of the running mean of the weights that is validated and frozen; 0 takes the weights as they are")
     quantiser: str = _option("noise", "what stands for rounding: noise, or noise in the rate only", choices=("noise", "mixed"))
+    allocate_every: int = _option(
+        500, "steps between searches for the best gains of a ladder, with --quantiser mixed; 0 learns them by gradients"
+    )
     distortion: str = _option("mse", "what is traded against the rate", choices=("mse", "ms-ssim"))
     seed: int = _option(0, "seed of weights, crops and noise")
     held_out: int = _option(16, "photographs kept for validation, chosen by their names")
@@ -80,8 +83,13 @@ class Config:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
         if not 0 <= self.ema < 1:
             raise ConfigError("--ema: lies in 0…1, without 1")
-        if not 0 <= self.decay <= 1 or self.warmup < 0 or self.early_steps < 0 or self.threads < 0:
-            raise ConfigError("--decay lies in 0…1; --warmup, --early-steps and --threads are not negative")
+        if not 0 <= self.decay <= 1 or self.warmup < 0 or self.early_steps < 0 or self.threads < 0 or self.allocate_every < 0:
+            raise ConfigError("--decay lies in 0…1; --warmup, --early-steps, --allocate-every and --threads are not negative")
+
+    @property
+    def allocates(self) -> bool:
+        """Whether gains are searched for instead of learned."""
+        return len(self.lambdas) > 1 and self.quantiser == "mixed" and self.allocate_every > 0
 
     def rate_at(self, step: int) -> float:
         """Factor on the learning rates at a step: a linear rise, a plateau, a half cosine to zero."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from train import data, freeze, initialise
+from train import allocation, data, freeze, initialise
 from train.config import Config, difference
 from train.objective import REFERENCE_LAMBDA, RateDistortion
 from train.optim import Muon, adam, soap
@@ -95,9 +95,9 @@ class Trainer:
             except RuntimeError as error:
                 raise TrainingError(f"the weights to start from are of another shape: {str(error).splitlines()[1].strip()}") from error
         elif config.init == "klt":
-            rng = np.random.default_rng(config.seed)
-            crops = [self.photographs.crop(initialise.SIDE, rng) for _ in range(initialise.CROPS)]
-            initialise.karhunen_loeve(model, to_image(torch.from_numpy(np.stack(crops))))
+            initialise.karhunen_loeve(model, self._some_crops())
+        if config.allocates:
+            model.log_gain.requires_grad_(False)
         wrapped = fabric.setup_module(model)
         self.model = model
         self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
@@ -119,6 +119,11 @@ class Trainer:
         self.validations = 0
         self.log_lambda = torch.tensor(config.lambdas, dtype=torch.float32).log().to(fabric.device)
         self.validation = _centre_crops(held_out or paths).to(fabric.device)
+
+    def _some_crops(self) -> Tensor:
+        """The same 32 training crops at every call, 32×3×256×256 in 0…1."""
+        rng = np.random.default_rng(self.config.seed)
+        return to_image(torch.from_numpy(np.stack([self.photographs.crop(256, rng) for _ in range(32)]))).to(self.fabric.device)
 
     # Checkpoints
 
@@ -205,6 +210,8 @@ class Trainer:
         recent: list[tuple[float, float, float]] = []
         for batch in stream:
             began = time.monotonic()
+            if config.allocates and self.step % config.allocate_every == 0:
+                self._allocate()
             loss, rate, error = self._train_step(batch)
             recent.append((loss, rate, error))
             self.step += 1
@@ -254,6 +261,12 @@ class Trainer:
                 torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - decay)
         self.stopping = values[3] > 0
         return values[0], values[1], values[2]
+
+    def _allocate(self) -> None:
+        """Set the gains to what measuring finds best for the mean of the weights."""
+        found = self.fabric.broadcast(allocation.log_gains(self.mean, self._some_crops(), self.config.lambdas, self.config.seed))
+        for model in (self.model, self.mean):
+            model.log_gain.copy_(found)
 
     def _lambda_at(self, position: Tensor) -> Tensor:
         """λ at real positions on the ladder, geometric between the rungs."""
