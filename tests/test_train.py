@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLES
+from lightning.fabric import Fabric
 from PIL import Image
 
 import codec
@@ -204,6 +205,9 @@ def test_schedule() -> None:
     with pytest.raises(ConfigError):
         Config(decay=2).check()
     assert difference(config.as_dict(), Config(steps=50, crop=128).as_dict()).startswith("crop 256 → 128")
+    older = {name: value for name, value in config.as_dict().items() if name != "objective"}
+    assert difference(older, config.as_dict()) == ""
+    assert difference(older, Config(objective="vae").as_dict()).endswith("objective rd → vae")
 
 
 # Data
@@ -327,6 +331,27 @@ def test_ms_ssim_can_be_the_distortion(tmp_path: Path, photograph: np.ndarray) -
     assert train(tmp_path, *settings) == 0
     model = codec.load(tmp_path / "lambda-20" / MODEL)
     assert model.metadata["distortion"] == "ms-ssim" and model.decode(model.encode(photograph)).shape == photograph.shape
+
+
+def test_absolute_errors_can_be_the_distortion(tmp_path: Path) -> None:
+    assert train(tmp_path, "--distortion", "l1", "--lambda", "0.2", "--steps", "40") == 0
+    rows = curve(tmp_path / "lambda-0.2")
+    assert float(rows[-1]["val_loss"]) < 0.7 * float(rows[0]["val_loss"])
+    assert codec.load(tmp_path / "lambda-0.2" / MODEL).metadata["distortion"] == "l1"
+    settings = Config(data=str(SAMPLES), distortion="l1", filters=8, latents=12, held_out=1)
+    trainer = Trainer(settings, tmp_path / "other", Fabric(accelerator="cpu", devices=1))
+    restored, x = torch.full((2, 3, 16, 16), 0.5), torch.tensor([0.25, 0.5]).reshape(2, 1, 1, 1).expand(2, 3, 16, 16)
+    assert trainer._distortion(torch.zeros(2), restored, x).tolist() == pytest.approx([255 / 4, 0])
+
+
+def test_a_network_without_gdn_trains_and_is_kept_apart_from_the_codecs(tmp_path: Path) -> None:
+    settings = ["--steps", "40", "--files-every", "1", "--lambda", "0.013", "0.02"]
+    assert train(tmp_path, "--normalisation", "relu", "--init", "orthogonal", *settings) == 0
+    rows = curve(tmp_path / "lambda-0.013")
+    assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
+    assert not any("gdn" in name for name in torch.load(tmp_path / "lambda-0.02" / LAST, weights_only=True)["model"])
+    with pytest.raises(codec.ModelError, match="rdae-weights-1"):
+        codec.load(tmp_path / "lambda-0.013" / MODEL)
 
 
 def test_adam_can_train_everything(tmp_path: Path) -> None:

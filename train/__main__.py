@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             runs = [(f"lambda-{v:g}", replace(config, lambdas=(v,))) for v in config.lambdas]
         elif len(config.lambdas) < 2:
             raise ConfigError("--variable-rate: needs at least two λ")
+        elif config.objective == "vae":
+            raise ConfigError("--variable-rate: not with --objective vae, which has no quantiser")
         else:
             runs = [("variable-rate", config)]
         if arguments.freeze_now and not arguments.resume:
@@ -103,7 +105,7 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
                     trainer.restore()
                 path = trainer.freeze() if arguments.freeze_now else trainer.run()
                 print(f"train: {path}: frozen at step {trainer.step}", file=sys.stderr)
-            if not arguments.no_warm_start:
+            if not arguments.no_warm_start and config.codes:
                 start_file = out / MODEL
     except Interrupted as stop:
         print(f"train: {stop}", file=sys.stderr)

@@ -52,7 +52,12 @@ class Config:
     allocate_every: int = _option(
         500, "steps between searches for the best gains of a ladder, with --quantiser mixed; 0 learns them by gradients"
     )
-    distortion: str = _option("mse", "what is traded against the rate", choices=("mse", "ms-ssim"))
+    distortion: str = _option(
+        "mse", "what λ multiplies: mean square or mean size of errors on 0…255, or 1 - MS-SSIM", choices=("mse", "l1", "ms-ssim")
+    )
+    objective: str = _option("rd", "rate and distortion, or a Gaussian variational autoencoder's bound", choices=("rd", "vae"))
+    prior: str = _option("learned", "with --objective vae: a learned diagonal Gaussian, or N(0, I)", choices=("learned", "standard"))
+    normalisation: str = _option("gdn", "what stands between the convolutions", choices=("gdn", "relu"))
     seed: int = _option(0, "seed of weights, crops and noise")
     held_out: int = _option(16, "photographs kept for validation, chosen by their names")
     validate_every: int = _option(500, "steps between validations")
@@ -81,6 +86,8 @@ class Config:
         for name in ("lr", "adam_lr", "density_lr"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
+        if self.init == "klt" and not self.codes:
+            raise ConfigError("--init: klt suits neither ReLU nor a variational autoencoder; orthogonal does")
         if not 0 <= self.ema < 1:
             raise ConfigError("--ema: lies in 0…1, without 1")
         if not 0 <= self.decay <= 1 or self.warmup < 0 or self.early_steps < 0 or self.threads < 0 or self.allocate_every < 0:
@@ -102,6 +109,11 @@ class Config:
         """Side of the crops at a step."""
         return self.early_crop if step < self.early_steps else self.crop
 
+    @property
+    def codes(self) -> bool:
+        """Whether what is trained becomes a codec's model: the variational autoencoder and networks without GDN are for comparison."""
+        return self.objective == "rd" and self.normalisation == "gdn"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**dataclasses.asdict(self), "lambdas": list(self.lambdas)}
@@ -113,8 +125,9 @@ FREE_TO_CHANGE = {"steps", "decay", "validate_every", "save_every", "files_every
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What changed between two configurations, apart from what may: 'crop 256 → 128, …', or nothing."""
-    changed = [name for name in new if name not in FREE_TO_CHANGE and old.get(name) != new[name]]
-    return ", ".join(f"{name} {old.get(name)} → {new[name]}" for name in changed)
+    old = {**Config().as_dict(), **old}  # a setting that is younger than the run stood at its default
+    changed = [name for name in new if name not in FREE_TO_CHANGE and old[name] != new[name]]
+    return ", ".join(f"{name} {old[name]} → {new[name]}" for name in changed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from compressai.layers import GDN
 from safetensors.torch import load_file
@@ -19,6 +21,8 @@ from codec.model import Model
 from train.config import Config
 from train.objective import LATENT_SCALE, RateDistortion
 
+WEIGHTS = "rdae-weights-1"
+"""Format of a file that holds weights as they were trained, which the codec does not read."""
 QUALITIES = 100
 """How many qualities a variable-rate model gets, spread evenly over the ladder of λ."""
 
@@ -104,6 +108,17 @@ def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, 
     temporary.write_bytes(codec_model.to_bytes(tensors_of(model), metadata))
     temporary.replace(path)
     return measured
+
+
+def weights_to_file(model: nn.Module, config: Config, provenance: dict[str, Any], path: Path) -> None:
+    """Write the weights of a network that no codec is made of, those of its convolutions in half precision, with its settings."""
+    settings = config.as_dict()
+    settings.pop("data")
+    metadata = {"format": WEIGHTS, "training": {**settings, **provenance}}
+    tensors = {n: t.detach().cpu().to(torch.float16 if t.dim() == 4 else t.dtype).contiguous() for n, t in model.state_dict().items()}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(safetensors.torch.save(tensors, {"rdae": json.dumps(metadata, sort_keys=True, ensure_ascii=False)}))
+    temporary.replace(path)
 
 
 def weights_to_start_from(path: Path, lambdas: tuple[float, ...]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from compressai.layers import GDN
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -26,8 +27,9 @@ from tqdm import tqdm
 
 from train import allocation, data, freeze, initialise
 from train.config import Config, difference
-from train.objective import REFERENCE_LAMBDA, RateDistortion
+from train.objective import REFERENCE_LAMBDA, RateDistortion, Rectifier
 from train.optim import Muon, adam, soap
+from train.vae import GaussianVAE
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
 PEAK = 255**2
@@ -75,6 +77,14 @@ def weights_of(lambdas: Tensor) -> Tensor:
     return (REFERENCE_LAMBDA / lambdas).sqrt() if len(lambdas) > 1 else torch.ones_like(lambdas)
 
 
+def network(config: Config) -> RateDistortion | GaussianVAE:
+    """What the configuration describes, untrained; a `GaussianVAE` is called and returns as a `RateDistortion`."""
+    gdn = GDN if config.normalisation == "gdn" else Rectifier
+    if config.objective == "vae":
+        return GaussianVAE(config.filters, config.latents, config.prior, gdn)
+    return RateDistortion(config.lambdas, config.filters, config.latents, config.quantiser == "mixed", gdn)
+
+
 class Trainer:
     """A model, its optimisers and where they stand."""
 
@@ -88,7 +98,7 @@ class Trainer:
         training, held_out = data.split(paths, config.held_out)
         self.photographs = data.Photographs(training or paths)
         self.manifest = data.manifest(paths)
-        model = RateDistortion(config.lambdas, config.filters, config.latents, config.quantiser == "mixed")
+        model = network(config)
         if start is not None:
             try:
                 model.load_state_dict({**model.state_dict(), **start})
@@ -194,7 +204,10 @@ class Trainer:
         """Freeze the weights as they stand. Returns the model file."""
         path = self.out / MODEL
         if self.fabric.is_global_zero:
-            freeze.freeze_to_file(self.mean, self.config, self.provenance(), self.validation, path)
+            if self.config.codes:
+                freeze.freeze_to_file(self.mean, self.config, self.provenance(), self.validation, path)
+            else:
+                freeze.weights_to_file(self.mean, self.config, self.provenance(), path)
         self.fabric.barrier()
         return path
 
@@ -275,9 +288,11 @@ class Trainer:
         return torch.lerp(self.log_lambda[low], self.log_lambda[high], position - low).exp()
 
     def _distortion(self, mse: Tensor, restored: Tensor, x: Tensor) -> Tensor:
-        """What λ multiplies, per image: the squared error on 0…255, or 1 - MS-SSIM."""
+        """What λ multiplies, per image: the mean squared error on 0…255, the mean absolute one, or 1 - MS-SSIM."""
         if self.config.distortion == "mse":
             return PEAK * mse
+        if self.config.distortion == "l1":
+            return 255 * (restored - x).abs().mean(dim=(1, 2, 3))
         from pytorch_msssim import ms_ssim
 
         return 1 - ms_ssim(restored, x, data_range=1.0, size_average=False)
@@ -286,9 +301,9 @@ class Trainer:
         """Real rounding on held-out photographs, at every rung; a line in the curve, and the best checkpoint kept."""
         if not self.fabric.is_global_zero:
             return
-        rows = validate(self.mean, self.validation, self.config.lambdas)
+        rows = validate(self.mean, self.validation, self.config.lambdas, self._distortion)
         weights = weights_of(torch.tensor(self.config.lambdas))
-        score = float(np.mean([w * (r["bpp"] + v * PEAK * r["mse"]) for w, v, r in zip(weights, self.config.lambdas, rows, strict=True)]))
+        score = float(np.mean([w * (r["bpp"] + v * r["distortion"]) for w, v, r in zip(weights, self.config.lambdas, rows, strict=True)]))
         record: dict[str, float] = {"step": self.step, "seconds": round(self.seconds)}
         record |= {"lr": self.config.rate_at(self.step - 1) * self.caution, "loss": mean[0], "bpp": mean[1], "mse": mean[2]}
         record |= {"val_loss": score}
@@ -298,7 +313,7 @@ class Trainer:
         middle = rows[len(rows) // 2]
         bar.write(f"step {self.step}: held out {middle['bpp']:.3f} bpp, {middle['psnr']:.2f} dB, loss {score:.4f}", file=sys.stderr)
         self.validations += 1
-        if self.validations % self.config.files_every == 0:
+        if self.validations % self.config.files_every == 0 and self.config.codes:
             bar.write(self._measure_files(middle["bpp"]), file=sys.stderr)
         if score < self.best:
             self.best = score
@@ -366,17 +381,24 @@ def _centre_crops(paths: list[Path], side: int = 256) -> Tensor:
 
 
 @torch.no_grad()
-def validate(model: RateDistortion, crops: Tensor, lambdas: tuple[float, ...]) -> list[dict[str, float]]:
-    """Mean bits per pixel, squared error on 0…1 and PSNR per image with real rounding in single precision, for each λ."""
+def validate(
+    model: RateDistortion | GaussianVAE, crops: Tensor, lambdas: tuple[float, ...], distortion: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> list[dict[str, float]]:
+    """Mean bits per pixel, squared error on 0…1, what λ multiplies, and PSNR per image, with real rounding in single precision, for each λ.
+
+    A variational autoencoder does not round: its rate is the KL divergence, its errors are those of one sample of the posterior.
+    """
     rows = []
     for rung in range(len(lambdas)):
-        rates, errors = [], []
+        rates, errors, costs = [], [], []
         for some in crops.split(8):
             x = to_image(some)
-            bits, mse, _ = model(x, torch.full((len(x),), float(rung), device=x.device))
+            bits, mse, restored = model(x, torch.full((len(x),), float(rung), device=x.device))
             rates.append(bits / (x.shape[2] * x.shape[3]))
             errors.append(mse)
+            costs.append(distortion(mse, restored, x))
         mse = torch.cat(errors)
         psnr = float((-10 * torch.log10(mse)).mean())
-        rows.append({"bpp": float(torch.cat(rates).mean()), "mse": float(mse.mean()), "psnr": psnr})
+        means = {"bpp": rates, "mse": errors, "distortion": costs}
+        rows.append({**{name: float(torch.cat(values).mean()) for name, values in means.items()}, "psnr": psnr})
     return rows

@@ -20,6 +20,17 @@ REFERENCE_LAMBDA = 0.013
 """Weights of the loss are relative to this λ."""
 
 
+class Rectifier(nn.ReLU):
+    """√2·max(y, 0), which keeps the mean square of symmetric responses, in the place of GDN or its inverse: what does GDN bring?"""
+
+    def __init__(self, channels: int, inverse: bool = False) -> None:
+        super().__init__()
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        return math.sqrt(2) * super().forward(y)
+
+
 class RateDistortion(nn.Module):
     """Transforms, density and gains, for one λ or a ladder of them.
 
@@ -30,12 +41,14 @@ class RateDistortion(nn.Module):
 
     log_gain: Tensor
 
-    def __init__(self, lambdas: Sequence[float], filters: int = 128, latents: int = 192, mixed: bool = False) -> None:
+    def __init__(
+        self, lambdas: Sequence[float], filters: int = 128, latents: int = 192, mixed: bool = False, gdn: transforms.GDNFactory = GDN
+    ) -> None:
         """`mixed` puts straight-through rounding in the place of noise for the distortion, but not for the rate."""
         super().__init__()
         self.mixed = mixed
-        self.analysis = transforms.analysis(filters, latents, GDN)
-        self.synthesis = transforms.synthesis(filters, latents, GDN)
+        self.analysis = transforms.analysis(filters, latents, gdn)
+        self.synthesis = transforms.synthesis(filters, latents, gdn)
         self.density = Density(latents)
         self.log_unit = nn.Parameter(torch.full((latents,), math.log(LATENT_SCALE)))
         # At high rate the best step is proportional to the root of the distortion, so to λ^-½.
