@@ -126,3 +126,5 @@ def test_it_is_no_codec_and_a_codec_is_not_it(
             vae.load(path)
     assert run(tmp_path, "--variable-rate", "--lambda", "0.01", "0.02") == 2
     assert capsys.readouterr().err == "train: --variable-rate: not with --objective vae, which has no quantiser\n"
+    assert run(tmp_path, "--init", "klt") == 2
+    assert capsys.readouterr().err.startswith("train: --init: klt suits neither ReLU nor a variational autoencoder")

@@ -22,8 +22,8 @@ from tools import rungs
 from tools.rungs import INFORMATIVE, Pixels, Rung
 
 Floats = npt.NDArray[np.float64]
-SHOWN: Final = (1.0, 0.95, 0.8, 0.6, 0.4, 0.0)
-"""Which channels are drawn: quantiles of the code length."""
+SHOWN: Final = (1.0, 0.9, 0.7, 0.4, 0.0)
+"""Which channels are drawn, beside one that carries nothing: quantiles of the code length among those that carry something."""
 
 
 def density_at(rung: Rung, channel: int, n: Floats) -> Floats:
@@ -58,7 +58,7 @@ def mass_error(rung: Rung, offsets: Sequence[float] = (0.0, 0.25, 0.5, 0.9)) -> 
     density, step = rungs.density_of(rung.model), rung.step[:, :, 0]
     worst = 0.0
     for offset in offsets:
-        edges = torch.arange(-20_000, 20_001, dtype=torch.float64).expand(1, rung.model.latents, -1)
+        edges = torch.arange(-300, 301, dtype=torch.float64).expand(1, rung.model.latents, -1)
         total = density.likelihood((edges + offset) * step, step).sum(dim=2)
         # What lies beyond the sum, in the exponential tails.
         beyond = density.cdf((edges[..., :1] + offset - 0.5) * step) + 1 - density.cdf((edges[..., -1:] + offset + 0.5) * step)
@@ -98,15 +98,18 @@ def row_of(rung: Rung, images: dict[str, Pixels]) -> tuple[dict[str, Any], Float
 
 
 def chosen(code: Floats) -> list[int]:
-    """Channels at the quantiles `SHOWN` of the code length."""
+    """Channels at the quantiles `SHOWN` of the code length, and the one of the shortest code if that carries no information."""
     order = np.argsort(code)
-    return [int(order[round(q * (len(code) - 1))]) for q in SHOWN]
+    telling = order[code[order] > INFORMATIVE]
+    telling = telling if len(telling) else order
+    return [int(telling[round(q * (len(telling) - 1))]) for q in SHOWN] + [int(order[0])] * (code.min() <= INFORMATIVE)
 
 
 def draw_densities(rung: Rung, n: Floats, code: Floats) -> Any:
     """Six channels before and after rounding."""
-    fig, axes = rungs.panels(2, len(SHOWN), 3.3, 3.0)
-    for column, channel in enumerate(chosen(code)):
+    channels = chosen(code)
+    fig, axes = rungs.panels(2, len(channels), 3.3, 3.0)
+    for column, channel in enumerate(channels):
         values = n[channel]
         reach = max(2.5, float(np.quantile(np.abs(values - np.median(values)), 0.995)) * 1.15)
         centre = float(np.median(values))
@@ -117,8 +120,7 @@ def draw_densities(rung: Rung, n: Floats, code: Floats) -> Any:
         above.set_title(
             f"channel {channel}: {code[channel]:.3g} bits" if code[channel] >= 1e-3 else f"channel {channel}: < 0.001 bits", fontsize=10
         )
-        top = max(np.histogram(values, bins=61, range=(x[0], x[-1]), density=True)[0].max(), 0.1)
-        above.set_ylim(0, 1.35 * top)
+        above.set_ylim(0, 1.35 * np.histogram(values, bins=61, range=(x[0], x[-1]), density=True)[0].max())
         k = np.arange(int(np.floor(x[0])), int(np.ceil(x[-1])) + 1)
         observed = np.array([(np.rint(values) == i).mean() for i in k])
         below.bar(k, observed, width=0.8, color="#fdae6b", label="rounded n")
@@ -139,7 +141,7 @@ def draw_channels(result: dict[str, Any], ladder: Sequence[Rung]) -> Any:
     rows = result["rows"]
     names = list(dict.fromkeys(row["model"] for row in rows))
     for row, colour in zip(rows, rungs.colours(ladder), strict=True):
-        code = np.maximum(np.sort(row["bits_per_latent"])[::-1], 1e-5)
+        code = np.maximum(np.sort(row["bits_per_latent"])[::-1], 1e-3)
         single = sum(other["model"] == row["model"] for other in rows) == 1
         axes[0, 0].plot(
             np.arange(1, len(code) + 1), code, color=colour, linestyle="--" if single else "-", label=f"λ = {row['lambda']:.3g}"
@@ -148,7 +150,12 @@ def draw_channels(result: dict[str, Any], ladder: Sequence[Rung]) -> Any:
     axes[0, 0].text(
         0.98, INFORMATIVE * 1.15, f"{INFORMATIVE} bit", color="#b2182b", fontsize=8, ha="right", transform=axes[0, 0].get_yaxis_transform()
     )
-    axes[0, 0].set(yscale="log", xlabel="channels, in order of code length", ylabel="bits per latent", title="Code length of each channel")
+    axes[0, 0].set(
+        yscale="log",
+        xlabel="channels, in order of code length",
+        ylabel="bits per latent (0.001 or less at the edge)",
+        title="Code length of each channel",
+    )
     axes[0, 0].legend(fontsize=7, loc="lower left")
     for name, marker in zip(names, "osD^v<>pX*" * len(names), strict=False):
         mine = [row for row in rows if row["model"] == name]
@@ -174,6 +181,7 @@ def draw_channels(result: dict[str, Any], ladder: Sequence[Rung]) -> Any:
         title="Width of their latents (median, quartiles)",
     )
     axes[0, 1].legend(fontsize=8, loc="lower right")
+    rungs.plain_ticks(axes[0, 2].yaxis, axes[0, 1].xaxis, axes[0, 2].xaxis)
     return fig
 
 

@@ -106,19 +106,26 @@ def measure(model: Model, images: dict[str, Pixels], seed: int) -> tuple[dict[st
 
 
 def strongest(layer: dict[str, Any]) -> tuple[int, int]:
-    """The pair of channels, among those without much correlation, whose magnitudes depend on each other most before GDN."""
-    information, correlation = (np.asarray(layer["before"][key]) for key in ("channels", "correlation"))
-    calm = correlation <= np.median(correlation)
-    pair = layer["pairs"][int(np.argmax(np.where(calm, information, -1)))]
+    """The pair whose magnitudes depend on each other most before GDN, among those of little correlation and heavy tails.
+
+    Filters with heavy tails are those that look for edges and texture; means of brightness and colour depend on each other otherwise.
+    """
+    information, correlation, tails = (np.asarray(layer["before"][key]) for key in ("channels", "correlation", "kurtosis"))
+    heavy = (tails[np.asarray(layer["pairs"])] >= np.median(tails)).all(axis=1)
+    pair = layer["pairs"][int(np.argmax(information + heavy * (correlation <= np.median(correlation)) * 100))]
     return pair[0], pair[1]
 
 
 def bow_tie(ax: Any, a: Floats, b: Floats, label: str) -> None:
-    """How the histogram of b changes with a: each column scaled to its own maximum, both axes in standard deviations."""
+    """How the histogram of b changes with a: each column scaled to its own maximum, both axes in standard deviations.
+
+    Columns of fewer than a hundred samples, which say nothing, stay grey.
+    """
     reach = 3.0
     a, b = ((v - v.mean()) / v.std() for v in (a, b))
     counts = np.histogram2d(a, b, bins=41, range=((-reach, reach), (-reach, reach)))[0]
-    shown = counts / np.maximum(counts.max(axis=1, keepdims=True), 1)
+    shown = np.where(counts.sum(axis=1, keepdims=True) < 100, np.nan, counts / np.maximum(counts.max(axis=1, keepdims=True), 1))
+    ax.set_facecolor("#b8c4d6")
     ax.imshow(shown.T, origin="lower", extent=(-reach, reach, -reach, reach), cmap="gray", aspect="equal", interpolation="nearest")
     ax.grid(False)
     ax.set(xlabel="one channel, standard deviations", ylabel="histogram of another", title=label)

@@ -126,7 +126,7 @@ def measure(ladder: Sequence[Rung], images: dict[str, Pixels], seed: int) -> dic
 
 def draw(result: dict[str, Any], ladder: Sequence[Rung]) -> Any:
     """Loss terms over the ladder above, single channels of the middle rung below."""
-    fig, axes = rungs.panels(2, 3)
+    fig, axes = rungs.panels(2, 3, 4.7, 4.6)
     names = list(dict.fromkeys(row["model"] for row in result["rows"]))
     markers = dict(zip(names, "oD^sv<>pX*" * len(names), strict=False))
     for row, colour in zip(result["rows"], rungs.colours(ladder), strict=True):
@@ -152,6 +152,7 @@ def draw(result: dict[str, Any], ladder: Sequence[Rung]) -> Any:
         ax.set(xlabel=f"{unit}, rounding", ylabel=f"{unit}, noise", title=f"{title} (λ = {row['lambda']:.3g})")
     for ax in axes.flat:
         identity(ax)
+    rungs.plain_ticks(*(axis for ax in axes[0] for axis in (ax.xaxis, ax.yaxis)))
     return fig
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from codec import image as image_files
@@ -71,7 +72,7 @@ class Rung:
 
     def analyse(self, image: Pixels) -> Tensor:
         """Latents n = y / Δ before quantisation, M×h×w float64, of an image H×W×3 uint8."""
-        return torch.from_numpy(self.model.analyse(image)).double() / self.step
+        return _latents(self.model, image.tobytes(), image.shape) / self.step
 
     def bits(self, n: Tensor) -> Tensor:
         """-log₂ p̃(n), elementwise, of latents B×M×h×w: p̃ is the density of n + U(-½, ½) under the model."""
@@ -98,6 +99,12 @@ class Rung:
 def to_tensor(image: Pixels) -> Tensor:
     """H×W×3 uint8 to 3×H×W float64 on 0…255."""
     return torch.from_numpy(image.copy()).permute(2, 0, 1).double()
+
+
+@lru_cache(maxsize=64)
+def _latents(model: Model, pixels: bytes, shape: tuple[int, ...]) -> Tensor:
+    """The analysis y of an image, once for all qualities of a model."""
+    return torch.from_numpy(model.analyse(np.frombuffer(pixels, np.uint8).reshape(shape))).double()
 
 
 @lru_cache(maxsize=16)
@@ -239,6 +246,14 @@ def panels(rows: int, columns: int, width: float = 5.0, height: float = 4.2) -> 
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     return fig, axes
+
+
+def plain_ticks(*axes: Any) -> None:
+    """Ticks 1, 2, 5, 10 … on logarithmic axes, as plain numbers."""
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def colours(rungs: Sequence[Rung]) -> list[Any]:

@@ -95,7 +95,7 @@ def neighbours(picture: Pixels) -> float:
 def sheet(made: dict[str, tuple[Pixels, float]]) -> Any:
     """The pictures in a row, with their code lengths."""
     height, width = next(iter(made.values()))[0].shape[:2]
-    fig, axes = plt.subplots(1, len(made), figsize=(5 * len(made), 5 * height / width + 0.5), dpi=110, layout="constrained")
+    fig, axes = plt.subplots(1, len(made), figsize=(5 * len(made), 5 * height / width + 0.15), dpi=80, layout="constrained")
     for ax, (title, (picture, bpp)) in zip(axes, made.items(), strict=True):
         ax.imshow(picture)
         ax.set_title(f"{title}: {bpp:.3f} bpp", fontsize=11)

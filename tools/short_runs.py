@@ -32,6 +32,7 @@ from codec.transforms import STRIDE
 from tools import rungs
 from tools.bdrate import bd_rate
 from tools.rungs import INFORMATIVE, RESULTS, Pixels, Rung
+from tools.sample import draw_symbols
 from train import vae
 from train.__main__ import main as train
 from train.loop import CURVE, MODEL
@@ -39,10 +40,13 @@ from train.loop import CURVE, MODEL
 LAMBDAS: Final = (0.0067, 0.013, 0.025)
 LADDER: Final = (0.0035, 0.0067, 0.013, 0.025)
 COMMON: Final = ["--filters", "64", "--latents", "96", "--batch", "8", "--crop", "64", "--early-steps", "0", "--decay", "1"]
-COMMON += ["--adam-lr", "0.003", "--density-lr", "0.02", "--ema", "0.99", "--threads", "1", "--files-every", "1000"]
+COMMON += ["--init", "orthogonal", "--optimiser", "muon", "--adam-lr", "0.003", "--density-lr", "0.02", "--ema", "0.99"]
+COMMON += ["--threads", "1", "--files-every", "1000"]
 STEPS: Final = 1500
+RATE: Final = 0.02
+"""Peak learning rate of Muon."""
 RELU_RATES: Final = (0.01, 0.02, 0.04)
-"""Peak learning rates of Muon that ReLU is tried with; GDN has the middle one."""
+"""Those that ReLU is tried with."""
 
 
 def train_missing(folder: Path, data: Path, settings: list[str]) -> None:
@@ -64,6 +68,9 @@ def ladder(lambdas: tuple[float, ...]) -> list[str]:
     return ["--lambda", *map(str, lambdas)]
 
 
+KINDS: Final = {"rd": "codec, with noise", "rounded": "codec, rounded", "vae": "Gaussian VAE"}
+
+
 # A Gaussian VAE against the rate–distortion autoencoder
 
 
@@ -73,22 +80,18 @@ def whole(image: Pixels) -> Pixels:
     return image[:height, :width]
 
 
-def of_codec(rung: Rung, images: dict[str, Pixels], seed: int) -> dict[str, Any]:
-    """Soft and hard terms of the loss over images, and the channels that say something."""
+def of_codec(rung: Rung, images: dict[str, Pixels], seed: int, rounded: bool) -> dict[str, Any]:
+    """Terms of the loss over images, with noise or rounded, and how many channels say something."""
     generator = torch.Generator().manual_seed(seed)
-    rates, errors, hard, hard_errors, channels = [], [], [], [], []
+    rates, errors, channels = [], [], []
     for image in images.values():
-        pixels = image.shape[0] * image.shape[1]
         n = rung.analyse(image)
-        noisy = n + torch.rand(n.shape, generator=generator, dtype=n.dtype) - 0.5
-        bits = rung.bits(noisy[None])[0]
-        rates.append(float(bits.sum()) / pixels)
-        errors.append(rung.mse(noisy, image))
-        hard.append(float(rung.bits(torch.round(n)[None]).sum()) / pixels)
-        hard_errors.append(rung.mse(torch.round(n), image))
+        z = torch.round(n) if rounded else n + torch.rand(n.shape, generator=generator, dtype=n.dtype) - 0.5
+        bits = rung.bits(z[None])[0]
+        rates.append(float(bits.sum()) / (image.shape[0] * image.shape[1]))
+        errors.append(rung.mse(z, image))
         channels.append(bits.mean(dim=(1, 2)))
-    code = torch.stack(channels).mean(dim=0)
-    return {**_summary(rates, errors, code), "hard_bpp": float(np.mean(hard)), "hard_mse": float(np.mean(hard_errors))}
+    return _summary(rates, errors, torch.stack(channels).mean(dim=0))
 
 
 def of_vae(model: vae.GaussianVAE, images: dict[str, Pixels], seed: int) -> dict[str, Any]:
@@ -129,22 +132,24 @@ def constant(variance: float) -> float:
 
 
 def compare_vae(runs: Path, images: dict[str, Pixels], seed: int) -> dict[str, Any]:
-    """Both objectives at every λ, and the rate of the VAE against the codec's at equal distortion."""
+    """Both objectives at every λ, the codec also with rounded latents, and the VAE's rate against the codec's at equal distortion."""
     rows = []
     for lambda_ in LAMBDAS:
         name = f"lambda-{lambda_:g}"
         rung = rungs.ladder([str(runs / "rd" / name / MODEL)])[0]
-        measured = {"rd": of_codec(rung, images, seed), "vae": of_vae(vae.load(runs / "vae" / name / MODEL), images, seed)}
+        measured = {kind: of_codec(rung, images, seed, kind == "rounded") for kind in ("rd", "rounded")}
+        measured["vae"] = of_vae(vae.load(runs / "vae" / name / MODEL), images, seed)
         for terms in measured.values():
             terms["negative_elbo"] = terms["bpp"] + lambda_ * terms["mse"] + constant(rung.variance)
         rows.append({"lambda": lambda_, "sigma": math.sqrt(rung.variance), **measured})
-    curves = {kind: (np.array([row[kind]["bpp"] for row in rows]), np.array([row[kind]["psnr"] for row in rows])) for kind in ("rd", "vae")}
+    curves = {kind: (np.array([row[kind]["bpp"] for row in rows]), np.array([row[kind]["psnr"] for row in rows])) for kind in KINDS}
     at_equal = bd_rate(curves["rd"], curves["vae"])
     return {
         "images": list(images),
         "steps": STEPS,
         "rows": rows,
         "rate_at_equal_distortion_percent": at_equal.percent,
+        "rate_against_rounded_percent": bd_rate(curves["rounded"], curves["vae"]).percent,
         "common_psnr": [at_equal.low, at_equal.high],
     }
 
@@ -153,32 +158,30 @@ def draw_vae(result: dict[str, Any], runs: Path, image: Pixels, seed: int, out: 
     """Rate against distortion, the bounds, and what both draw and restore at the middle λ."""
     fig, axes = rungs.panels(2, 3, 4.6, 4.0)
     rows = result["rows"]
-    labels = (("rd", "uniform posterior, piecewise-linear prior", "o-"), ("vae", "Gaussian posterior and prior", "s--"))
-    for (kind, label, style), colour in zip(labels, ("#0a5a9c", "#b2182b"), strict=True):
+    for (kind, label), style, colour in zip(KINDS.items(), ("o-", "^:", "s--"), ("#0a5a9c", "#00805a", "#b2182b"), strict=True):
         axes[0, 0].plot([r[kind]["bpp"] for r in rows], [r[kind]["psnr"] for r in rows], style, color=colour, label=label)
         axes[0, 1].plot([r["lambda"] for r in rows], [r[kind]["negative_elbo"] for r in rows], style, color=colour)
-        axes[0, 2].plot([r["lambda"] for r in rows], [r[kind]["informative"] for r in rows], style, color=colour)
     axes[0, 0].set(xlabel="KL(q‖p), bits per pixel", ylabel="PSNR, dB", title="Rate against distortion")
     axes[0, 0].legend(fontsize=8, loc="lower right")
     axes[0, 1].set(xlabel="λ", ylabel="bits per pixel", title="Negative ELBO at σ² = 3 / (2 λ ln 2)")
-    axes[0, 2].set(
-        xlabel="λ", ylabel=f"of {rows[0]['rd']['channels']}", title=f"Channels above {INFORMATIVE} bit per latent", ylim=(0, None)
-    )
-    for ax in axes[0, 1:]:
-        ax.set_xscale("log")
-        ax.set_xticks([r["lambda"] for r in rows], [f"{r['lambda']:g}" for r in rows])
-        ax.minorticks_off()
+    axes[0, 1].set_xscale("log")
+    axes[0, 1].set_xticks([r["lambda"] for r in rows], [f"{r['lambda']:g}" for r in rows])
+    axes[0, 1].minorticks_off()
     name = f"lambda-{LAMBDAS[1]:g}"
     rung, model = rungs.ladder([str(runs / "rd" / name / MODEL)])[0], vae.load(runs / "vae" / name / MODEL)
+    height, width = rung.analyse(image).shape[1:]
+    drawn = draw_symbols(rung.model.tables(1), (height, width), np.random.default_rng(seed))
     with torch.inference_mode():
         mean, _ = model.posterior(rungs.to_tensor(image)[None].float() / 255)
         pictures = [
+            rung.restore(torch.from_numpy(drawn).double(), *image.shape[:2]),
             rung.restore(torch.round(rung.analyse(image)), *image.shape[:2]),
             255 * model.synthesis(mean)[0],
             255 * model.sample(*mean.shape[2:], torch.Generator().manual_seed(seed)),
         ]
-    titles = ("Codec: a photograph, rounded latents", "VAE: the same, posterior means", "VAE: latents drawn from the prior")
-    for ax, picture, title in zip(axes[1], pictures, titles, strict=True):
+    titles = ("codec: latents drawn from the prior", "codec: a photograph, rounded latents", "VAE: the same, posterior means")
+    titles += ("VAE: latents drawn from the prior",)
+    for ax, picture, title in zip([axes[0, 2], *axes[1]], pictures, titles, strict=True):
         ax.imshow(picture.permute(1, 2, 0).round().clamp(0, 255).byte().numpy())
         ax.set_title(title, fontsize=10)
         ax.set_axis_off()
@@ -224,7 +227,7 @@ def curve_of(run: Path) -> tuple[list[float], list[float], int]:
 def train_relu(runs: Path, data: Path) -> dict[str, float]:
     """All the runs of the comparison. Returns the processor seconds of a step."""
     shared = ["--variable-rate", *ladder(LADDER)]
-    train_missing(runs / "gdn", data, [*shared, *every(STEPS), "--lr", str(RELU_RATES[1])])
+    train_missing(runs / "gdn", data, [*shared, *every(STEPS), "--lr", str(RATE)])
     for lr in RELU_RATES:
         train_missing(runs / f"relu-{lr:g}", data, [*shared, *every(STEPS), "--lr", str(lr), "--normalisation", "relu"])
     if (runs / "costs.json").exists():
@@ -298,7 +301,9 @@ def main(argv: list[str] | None = None) -> int:
         images = {name: whole(image) for name, image in rungs.read_images(arguments.images).items()}
         if arguments.only != "relu":
             for objective in ("rd", "vae"):
-                train_missing(runs / objective, arguments.data, [*ladder(LAMBDAS), *every(STEPS), "--objective", objective])
+                train_missing(
+                    runs / objective, arguments.data, [*ladder(LAMBDAS), *every(STEPS), "--lr", str(RATE), "--objective", objective]
+                )
             result = compare_vae(runs, images, arguments.seed)
             rungs.write_json(result, arguments.out, "vae")
             draw_vae(result, runs, next(iter(images.values())), arguments.seed, arguments.out)

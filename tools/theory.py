@@ -118,11 +118,15 @@ def vae_table(result: dict[str, Any]) -> str:
     """Both objectives at each λ."""
     rows = []
     for row in result["rows"]:
-        for kind, label in (("rd", "codec"), ("vae", "VAE")):
+        for kind, label in short_runs.KINDS.items():
             m = row[kind]
             cells = [f"{m['bpp']:.3f}", f"{m['psnr']:.2f}", f"{m['negative_elbo']:.3f}", f"{m['informative']} of {m['channels']}"]
+            cells.append(f"{m['width_spread']:.2f}" if kind == "vae" else "1")
             rows.append([f"{row['lambda']:g}, {label}", *cells])
-    return table(["λ", "KL(q‖p), bpp", "PSNR, dB", "−ELBO, bpp", "informative channels"], rows)
+    head = ["λ", "rate or KL(q‖p), bpp", "PSNR, dB", "−ELBO, bpp", "informative channels", "posterior widths, 90 % over 10 %"]
+    equal = [signed(result[key]) for key in ("rate_at_equal_distortion_percent", "rate_against_rounded_percent")]
+    summary = f"VAE at equal distortion: {equal[0]} bits against the codec with noise, {equal[1]} against the codec as it is used, rounded."
+    return f"{table(head, rows)}\n\n{summary}"
 
 
 def relu_table(result: dict[str, Any]) -> str:
