@@ -161,6 +161,9 @@ def test_7_gdn_lightens_tails_and_leaves_most_of_the_dependence() -> None:
 
 def test_7_relu_costs_bits() -> None:
     found = {row["run"]: row for row in result("relu")["rows"]}
-    equal = [found[f"relu-{lr:g}"]["rate_at_equal_psnr_percent"] for lr in short_runs.RELU_RATES]
-    best = found[f"relu-{result('relu')['best_learning_rate']:g}"]["rate_at_equal_psnr_percent"]
-    assert best == min(equal) > 0 and found["relu-equal-time"]["rate_at_equal_psnr_percent"] > 0
+    equal = [found[f"relu-{lr:g}"]["psnr_at_equal_rate_db"] for lr in short_runs.RELU_RATES]
+    best = found[f"relu-{result('relu')['best_learning_rate']:g}"]["psnr_at_equal_rate_db"]
+    assert best == max(equal) < -0.3 and found["relu-equal-time"]["psnr_at_equal_rate_db"] < -0.3
+    assert max(found["relu-equal-time"]["psnr"]) < min(found["gdn"]["psnr"])
+    assert best > -3
+    assert short_runs.RELU_RATES[0] < result("relu")["best_learning_rate"]  # not at the edge of what was tried

@@ -102,7 +102,8 @@ def chosen(code: Floats) -> list[int]:
     order = np.argsort(code)
     telling = order[code[order] > INFORMATIVE]
     telling = telling if len(telling) else order
-    return [int(telling[round(q * (len(telling) - 1))]) for q in SHOWN] + [int(order[0])] * (code.min() <= INFORMATIVE)
+    found = [int(telling[round(q * (len(telling) - 1))]) for q in SHOWN]
+    return [*found, int(order[0])] if code.min() <= INFORMATIVE else found
 
 
 def draw_densities(rung: Rung, n: Floats, code: Floats) -> Any:

@@ -227,20 +227,20 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def save(fig: Figure, folder: Path, name: str) -> None:
-    """`NAME.png` and `NAME.svg`; the same numbers give the same bytes."""
+def save(fig: Figure, folder: Path, name: str, photographs: bool = False) -> None:
+    """`NAME.png` and, unless it shows photographs, `NAME.svg`; the same numbers give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": "rdae"}):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        for kind, metadata in [("png", {"Software": None}), ("svg", {"Date": None})][: 1 if photographs else 2]:
             buffer = io.BytesIO()
             fig.savefig(buffer, format=kind, metadata=metadata)
             image_files.write_bytes(buffer.getvalue(), folder / f"{name}.{kind}")
     plt.close(fig)
 
 
-def panels(rows: int, columns: int, width: float = 5.0, height: float = 4.2) -> tuple[Figure, npt.NDArray[Any]]:
+def panels(rows: int, columns: int, width: float = 5.0, height: float = 4.2, dpi: int = 110) -> tuple[Figure, npt.NDArray[Any]]:
     """A figure of rows × columns axes in the style of all of these figures."""
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), dpi=110, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), dpi=dpi, layout="constrained", squeeze=False)
     for ax in axes.flat:
         ax.grid(color="#dddddd", linewidth=0.6)
         ax.set_axisbelow(True)

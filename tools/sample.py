@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from codec import image as image_files
 from codec.coder import PRECISION, Symbols, Tables
 from codec.errors import ImageError
 from codec.transforms import STRIDE
@@ -95,7 +94,7 @@ def neighbours(picture: Pixels) -> float:
 def sheet(made: dict[str, tuple[Pixels, float]]) -> Any:
     """The pictures in a row, with their code lengths."""
     height, width = next(iter(made.values()))[0].shape[:2]
-    fig, axes = plt.subplots(1, len(made), figsize=(5 * len(made), 5 * height / width + 0.15), dpi=80, layout="constrained")
+    fig, axes = plt.subplots(1, len(made), figsize=(5 * len(made), 5 * height / width + 0.4), dpi=80, layout="constrained")
     for ax, (title, (picture, bpp)) in zip(axes, made.items(), strict=True):
         ax.imshow(picture)
         ax.set_title(f"{title}: {bpp:.3f} bpp", fontsize=11)
@@ -111,16 +110,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         out = arguments.output or arguments.out / "sample.png"
-        if out.suffix.lower() != ".png":
+        if out.suffix != ".png":
             raise ImageError(f"{out}: the picture is a .png")
         rung = rungs.middle(rungs.ladder(arguments.model or rungs.default_models(), arguments.quality))
         name, image = next(iter(rungs.read_images(arguments.images).items()))
         made = pictures(rung, image, arguments.seed)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        fig = sheet(made)
-        with image_files.Atomic(out) as temporary:
-            fig.savefig(temporary, format="png", metadata={"Software": None})
-        plt.close(fig)
+        rungs.save(sheet(made), out.parent, out.stem, photographs=True)
         entropy = (
             float(entropy_of(rung.model.tables(rung.quality)).sum()) * np.prod(rung.analyse(image).shape[1:]) / np.prod(image.shape[:2])
         )

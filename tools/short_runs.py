@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import bjontegaard
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from torch import Tensor
 from codec.errors import ModelError
 from codec.transforms import STRIDE
 from tools import rungs
-from tools.bdrate import bd_rate
+from tools.bdrate import bd_rate, front
 from tools.rungs import INFORMATIVE, RESULTS, Pixels, Rung
 from tools.sample import draw_symbols
 from train import vae
@@ -45,7 +46,7 @@ COMMON += ["--threads", "1", "--files-every", "1000"]
 STEPS: Final = 1500
 RATE: Final = 0.02
 """Peak learning rate of Muon."""
-RELU_RATES: Final = (0.01, 0.02, 0.04)
+RELU_RATES: Final = (0.0025, 0.005, 0.01, 0.02)
 """Those that ReLU is tried with."""
 
 
@@ -150,18 +151,18 @@ def compare_vae(runs: Path, images: dict[str, Pixels], seed: int) -> dict[str, A
         "rows": rows,
         "rate_at_equal_distortion_percent": at_equal.percent,
         "rate_against_rounded_percent": bd_rate(curves["rounded"], curves["vae"]).percent,
-        "common_psnr": [at_equal.low, at_equal.high],
+        "common_psnr": None if at_equal.percent is None else [at_equal.low, at_equal.high],
     }
 
 
 def draw_vae(result: dict[str, Any], runs: Path, image: Pixels, seed: int, out: Path) -> None:
     """Rate against distortion, the bounds, and what both draw and restore at the middle λ."""
-    fig, axes = rungs.panels(2, 3, 4.6, 4.0)
+    fig, axes = rungs.panels(2, 3, 4.6, 4.0, dpi=75)
     rows = result["rows"]
     for (kind, label), style, colour in zip(KINDS.items(), ("o-", "^:", "s--"), ("#0a5a9c", "#00805a", "#b2182b"), strict=True):
         axes[0, 0].plot([r[kind]["bpp"] for r in rows], [r[kind]["psnr"] for r in rows], style, color=colour, label=label)
         axes[0, 1].plot([r["lambda"] for r in rows], [r[kind]["negative_elbo"] for r in rows], style, color=colour)
-    axes[0, 0].set(xlabel="KL(q‖p), bits per pixel", ylabel="PSNR, dB", title="Rate against distortion")
+    axes[0, 0].set(xlabel="rate or KL(q‖p), bits per pixel", ylabel="PSNR, dB", title="Rate against distortion")
     axes[0, 0].legend(fontsize=8, loc="lower right")
     axes[0, 1].set(xlabel="λ", ylabel="bits per pixel", title="Negative ELBO at σ² = 3 / (2 λ ln 2)")
     axes[0, 1].set_xscale("log")
@@ -185,7 +186,7 @@ def draw_vae(result: dict[str, Any], runs: Path, image: Pixels, seed: int, out: 
         ax.imshow(picture.permute(1, 2, 0).round().clamp(0, 255).byte().numpy())
         ax.set_title(title, fontsize=10)
         ax.set_axis_off()
-    rungs.save(fig, out, "vae")
+    rungs.save(fig, out, "vae", photographs=True)
 
 
 # ReLU against GDN
@@ -245,10 +246,18 @@ def _points(run: Path) -> tuple[Any, Any]:
     return np.array(bpp), np.array(psnr)
 
 
+def bd_psnr(anchor: tuple[Any, Any], test: tuple[Any, Any]) -> float | None:
+    """Mean difference in PSNR at equal rate, dB, over the rates that both curves cover; None where they cover none together."""
+    anchor, test = front(*anchor), front(*test)
+    if min(len(anchor[0]), len(test[0])) < 2 or max(anchor[0][0], test[0][0]) >= min(anchor[0][-1], test[0][-1]):
+        return None
+    return float(bjontegaard.bd_psnr(*anchor, *test, method="pchip", require_matching_points=False, min_overlap=0))
+
+
 def best_rate(runs: Path) -> float:
-    """The learning rate with which ReLU needs the fewest bits."""
-    anchor = _points(runs / "gdn")
-    return min(RELU_RATES, key=lambda lr: p if (p := bd_rate(anchor, _points(runs / f"relu-{lr:g}")).percent) is not None else math.inf)
+    """The learning rate with which ReLU reaches the highest PSNR at equal rate."""
+    gains = {lr: bd_psnr(_points(runs / "gdn"), _points(runs / f"relu-{lr:g}")) for lr in RELU_RATES}
+    return max(RELU_RATES, key=lambda lr: -math.inf if gains[lr] is None else gains[lr])
 
 
 def compare_relu(runs: Path, costs: dict[str, float]) -> dict[str, Any]:
@@ -256,9 +265,9 @@ def compare_relu(runs: Path, costs: dict[str, float]) -> dict[str, Any]:
     rows = []
     for name in ("gdn", *(f"relu-{lr:g}" for lr in RELU_RATES), "relu-equal-time"):
         bpp, psnr, steps = curve_of(runs / name / "variable-rate")
-        versus = bd_rate(_points(runs / "gdn"), (np.array(bpp), np.array(psnr)))
-        percent = 0.0 if name == "gdn" else versus.percent
-        rows.append({"run": name, "steps": steps, "bpp": bpp, "psnr": psnr, "rate_at_equal_psnr_percent": percent})
+        anchor, test = _points(runs / "gdn"), (np.array(bpp), np.array(psnr))
+        versus = {"rate_at_equal_psnr_percent": bd_rate(anchor, test).percent, "psnr_at_equal_rate_db": bd_psnr(anchor, test)}
+        rows.append({"run": name, "steps": steps, "bpp": bpp, "psnr": psnr, **versus})
     return {"lambdas": list(LADDER), "seconds_per_step": costs, "best_learning_rate": best_rate(runs), "rows": rows}
 
 

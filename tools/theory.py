@@ -36,7 +36,7 @@ def percent(part: float, whole: float) -> str:
 def signed(value: float | None, digits: int = 1) -> str:
     """A percentage with its sign."""
     if value is None:
-        return "cannot be told"
+        return "no common range"
     return f"{round(value, digits) + 0.0:+.{digits}f} %".replace("-", "−")
 
 
@@ -109,7 +109,8 @@ def gdn_table(result: dict[str, Any]) -> str:
     rows = []
     for name, layer in result["layers"].items():
         for side in ("before", "after"):
-            digits = [f"{layer['median'][side][key]:.2f}" if key == "kurtosis" else f"{layer['median'][side][key]:.3f}" for key in names]
+            values = layer["median"][side]
+            digits = [f"{round(values[key], 3) + 0.0:.{2 if key == 'kurtosis' else 3}f}" for key in names]  # no negative zero
             rows.append([f"{side} {name}", *digits])
     return table(["median", *names.values()], rows)
 
@@ -129,16 +130,25 @@ def vae_table(result: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{summary}"
 
 
+def _at_least(anchor: dict[str, Any], row: dict[str, Any]) -> str:
+    """What is known where a curve lies wholly below another: even its dearest point is not as good as the other's cheapest."""
+    if max(row["psnr"]) >= min(anchor["psnr"]):
+        return signed(None)
+    return f"more than {signed(100 * (max(row['bpp']) / min(anchor['bpp']) - 1), 0)}"
+
+
 def relu_table(result: dict[str, Any]) -> str:
     """Bits of ReLU against GDN's at equal PSNR."""
-    rows = []
+    rows, anchor = [], result["rows"][0]
     for row in result["rows"]:
         name = {"gdn": "GDN", "relu-equal-time": "ReLU, equal processor time"}.get(
             row["run"], row["run"].replace("relu-", "ReLU, Muon at ")
         )
-        cost = "—" if row["run"] == "gdn" else signed(row["rate_at_equal_psnr_percent"])
-        rows.append([name, str(row["steps"]), cost])
-    return table(["network", "steps", "bits at equal PSNR"], rows)
+        rate, gain = row["rate_at_equal_psnr_percent"], row["psnr_at_equal_rate_db"]
+        costs = [_at_least(anchor, row) if rate is None else signed(rate)]
+        costs += ["no common range" if gain is None else f"{gain:+.2f} dB".replace("-", "−")]
+        rows.append([name, str(row["steps"]), *(["—", "—"] if row["run"] == "gdn" else costs)])
+    return table(["network", "steps", "bits at equal PSNR", "PSNR at equal bits"], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
