@@ -60,10 +60,18 @@ def densities_table(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         widths = [f"{row['deviation_median']:.2f}", "–".join(f"{v:.2f}" for v in row["deviation_quartiles"])]
-        rows.append(
-            [_rung(row), f"{256 * row['bpp']:.0f}", f"{row['informative']} of {row['channels']}", *widths, f"{100 * row['zeros']:.0f} %"]
-        )
-    return table(["λ, model", "bits for 768 numbers", "informative channels", "median width", "quartiles", "zeros among all latents"], rows)
+        channels = [f"{row['informative']} of {row['channels']}", str(sum(0.001 < bits < 0.1 for bits in row["bits_per_latent"]))]
+        rows.append([_rung(row), f"{256 * row['bpp']:.0f}", *widths, f"{100 * row['zeros']:.0f} %", *channels])
+    head = [
+        "λ, model",
+        "bits for 768 numbers",
+        "median width",
+        "quartiles",
+        "zeros among all latents",
+        "informative channels",
+        "near the line",
+    ]
+    return table(head, rows)
 
 
 def elbo_table(result: dict[str, Any]) -> str:
