@@ -13,8 +13,6 @@ from codec import __version__, container, registry
 from codec.errors import ImageError, RdaeError
 from codec.work import STANDARD, SUFFIX, Options, bits_per_pixel, guarded, read_bytes
 
-PROFILES = {container.FACTORIZED: "factorized"}
-
 COMPRESS = """\
 Compress photographs (PNG, JPEG, WebP, TIFF, BMP, PPM, … of any mode) to .rdae files. Colour profile, EXIF and XMP are kept, and so is
 transparency, exactly; the EXIF orientation is applied.
@@ -177,7 +175,7 @@ def _info(arguments: argparse.Namespace) -> int:
     facts = {
         "file": str(arguments.input),
         "version": container.VERSION,
-        "profile": PROFILES[stream.profile],
+        "profile": container.PROFILES[stream.profile],
         "model": name,
         "model_hash": stream.model_hash.hex(),
         "quality": stream.quality,

@@ -65,7 +65,7 @@ def escapes(model: Model) -> bytes:
     rng = np.random.default_rng(0)
     symbols = rng.integers(-3, 4, (model.latents, 3, 4)).astype(np.int32)
     symbols[0] = rng.integers(-100_000, 100_000, (3, 4))
-    tables = model.tables(1)
+    tables = model.entropy.tables(1)
     symbols[1, 0] = tables.lowest[1] + np.array([-1, 0, tables.sizes[1] - 1, tables.sizes[1]])
     symbols[2, 1] = -(1 << 31), (1 << 31) - 1, 0, 5000
     payload = coder.encode(symbols, tables)

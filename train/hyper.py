@@ -26,7 +26,7 @@ from compressai.ops import LowerBound
 from torch import Tensor, nn
 
 from codec.density import HALF_KNOTS, SPACING, Density
-from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, hyper_analysis
+from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes
 from train.objective import RateDistortion
 
 SMALLEST_SPREAD = -2
@@ -123,7 +123,15 @@ class HyperModel(RateDistortion):
         self.sizes = sizes
         self.density = Shape()
         self.z_density = Density(sizes.side)
-        self.hyper_analysis = hyper_analysis(latents, sizes)
+        self.hyper_analysis = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(latents, sizes.analysis, 3, padding=1),
+                relu1=nn.ReLU(),
+                conv2=nn.Conv2d(sizes.analysis, sizes.analysis, 5, stride=2, padding=2),
+                relu2=nn.ReLU(),
+                conv3=nn.Conv2d(sizes.analysis, sizes.side, 5, stride=2, padding=2, bias=False),
+            )
+        )
         self.hyper_synthesis = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(sizes.side, 4 * sizes.synthesis, 3, padding=1),
@@ -185,13 +193,13 @@ class HyperModel(RateDistortion):
         """Bits of the side information per image (B), and features B×H2×h×w of latents B×M×h×w."""
         h = self.hyper_analysis(y * torch.exp2(-self.log_spread)[:, None, None])
         with torch.autocast(y.device.type, enabled=False):
-            gain = _at(self.log_gain_z, position).exp()[:, :, None, None]
+            gain = at(self.log_gain_z, position).exp()[:, :, None, None]
             scaled = h.float() * gain
             noisy = torch.round(scaled) if noise is None else scaled + _noise_for(scaled, noise)
             bits = self.z_density.bits(noisy / gain, 1 / gain).sum(dim=(1, 2, 3))
             z = _rounded(scaled) / gain
         features = self.hyper_synthesis(z)[:, :, : y.shape[2], : y.shape[3]]
-        return bits, torch.relu(features + _at(self.features_bias, position)[:, :, None, None])
+        return bits, torch.relu(features + at(self.features_bias, position)[:, :, None, None])
 
     def code(self, y: Tensor, position: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Bits of latents B×M×h×w and of their side information per image (B each), and the decoded latents ŷ B×M×h×w.
@@ -231,7 +239,7 @@ class HyperModel(RateDistortion):
         return bits_y + bits_z, (restored - x).square().mean(dim=(1, 2, 3)), restored
 
 
-def _at(rows: Tensor, position: Tensor) -> Tensor:
+def at(rows: Tensor, position: Tensor) -> Tensor:
     """Rows R×C at real positions B, interpolated linearly: B×C."""
     low = position.floor().clamp(0, max(len(rows) - 2, 0)).long()
     high = (low + 1).clamp(max=len(rows) - 1)
