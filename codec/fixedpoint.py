@@ -61,14 +61,15 @@ class Layer:
         self._lowest = 0 if rectify else -LIMIT
 
     def __call__(self, maps: Sequence[Tensor], pitch: int = 0) -> Tensor:
-        """O×N from a map for each weight: I×N for a 1×1 kernel, a flat I × N + 2·pitch + 2 for 3×3, with rows of length `pitch`."""
+        """O×N from a float64 map for each weight: I×N for a 1×1 kernel, flat I × N + 2·pitch + 2 for 3×3, rows `pitch` long."""
         out: Tensor | None = None
         for taps, x in zip(self._taps, maps, strict=True):
             count = x.shape[1] - (0 if len(taps) == 1 else 2 * pitch + 2)
             for number, tap in enumerate(taps):
                 first = number // 3 * pitch + number % 3
                 stretch = x[:, first : first + count]
-                out = torch.addmm(self._bias, tap, stretch) if out is None else out.addmm_(tap, stretch)
+                weight = tap.to(x.device)
+                out = torch.addmm(self._bias.to(x.device), weight, stretch) if out is None else out.addmm_(weight, stretch)
         assert out is not None
         return out.mul_(self._scale).floor_().clamp_(self._lowest, LIMIT)
 
