@@ -8,8 +8,8 @@ What stands in for rounding, and why:
 
 - *The rate* is that of the latents with additive uniform noise, -log2 p((y - μ)/Δ + u), as in profile 1: it is a smooth function
   of y, μ, σ and Δ, and rounding inside a likelihood has no useful gradient.
-- *What the networks of later slices and the synthesis see* is really rounded, y + (round(r) - r) Δ with r = (y - μ)/Δ and the bracket
-  held constant in the gradient (straight through). Where a latent is rounded to its mean, nothing of it reaches the decoder; with
+- *What the networks of later slices and the synthesis see* is really rounded, ŷ = round((y - μ)/Δ) Δ + μ, with the gradient of y
+  (straight through; for Δ see `objective.rounded`). Where a latent is rounded to its mean, nothing of it reaches the decoder; with
   noise, something always would, and the networks would come to rely on what they will not have.
 - The side information z follows the same two rules. Its noise is made of that for y, so a step depends on nothing else.
 """
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from codec.density import HALF_KNOTS, SPACING, Density
 from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes
-from train.objective import RateDistortion
+from train.objective import RateDistortion, rounded
 
 SMALLEST_SPREAD = -2
 """log2 of the smallest divisor: channels that hardly ever leave zero are not blown up to look like the others."""
@@ -194,10 +194,10 @@ class HyperModel(RateDistortion):
         h = self.hyper_analysis(y * torch.exp2(-self.log_spread)[:, None, None])
         with torch.autocast(y.device.type, enabled=False):
             gain = at(self.log_gain_z, position).exp()[:, :, None, None]
-            scaled = h.float() * gain
-            noisy = torch.round(scaled) if noise is None else scaled + _noise_for(scaled, noise)
+            z = h.float()
+            noisy = torch.round(z * gain) if noise is None else z * gain + _noise_for(z, noise)
             bits = self.z_density.bits(noisy / gain, 1 / gain).sum(dim=(1, 2, 3))
-            z = _rounded(scaled) / gain
+            z = rounded(z, gain)
         features = self.hyper_synthesis(z)[:, :, : y.shape[2], : y.shape[3]]
         return bits, torch.relu(features + at(self.features_bias, position)[:, :, None, None])
 
@@ -217,8 +217,7 @@ class HyperModel(RateDistortion):
             mean, octave = part(features, decoded / spread[:start])
             means.append(mean * spread[own])
             octaves.append(octave + self.log_spread[own, None, None])
-            own_gain = gain[:, own]
-            decoded = torch.cat([decoded, _rounded((y[:, own] - means[-1]) * own_gain) / own_gain + means[-1]], dim=1)
+            decoded = torch.cat([decoded, rounded(y[:, own] - means[-1], gain[:, own]) + means[-1]], dim=1)
             start += size
         with torch.autocast(y.device.type, enabled=False):
             residual = (y - torch.cat(means, dim=1)) * gain
@@ -244,11 +243,6 @@ def at(rows: Tensor, position: Tensor) -> Tensor:
     low = position.floor().clamp(0, max(len(rows) - 2, 0)).long()
     high = (low + 1).clamp(max=len(rows) - 1)
     return torch.lerp(rows[low], rows[high], (position - low)[:, None])
-
-
-def _rounded(x: Tensor) -> Tensor:
-    """The nearest integers; the gradient is that of x."""
-    return x + (torch.round(x) - x).detach()
 
 
 def _noise_for(z: Tensor, noise: Tensor) -> Tensor:
