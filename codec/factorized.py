@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from codec import coder, container
 from codec.coder import Symbols, Tables
-from codec.density import STEP_BITS, FrozenDensity
 from codec.errors import ModelError
+from codec.frozen import STEP_BITS, FrozenDensity
 
 
 class Factorized:

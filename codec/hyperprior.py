@@ -31,9 +31,9 @@ from torch import Tensor
 
 from codec import container, fixedpoint
 from codec.coder import Reader, Symbols, Tables, Writer
-from codec.density import STEP_BITS, FrozenDensity
 from codec.errors import FormatError, ModelError
 from codec.fixedpoint import BITS, LIMIT, Layer
+from codec.frozen import STEP_BITS, FrozenDensity
 
 LOWEST_OCTAVE: Final = -4
 """log2 of the smallest σ/Δ that a latent is coded with."""

@@ -25,9 +25,9 @@ from torch import Tensor
 from codec import container, decoder, encoder, registry, tiles, transforms
 from codec import picture as pictures
 from codec.coder import Symbols
-from codec.density import FrozenDensity
 from codec.errors import ImageError, ModelError, UnknownModelError
 from codec.factorized import Factorized
+from codec.frozen import FrozenDensity
 from codec.hyperprior import Hyperprior, sizes_of
 from codec.tiles import Box
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from codec import transforms
-from codec.density import CDF_BITS, STEP_BITS, Density, freeze, knot_grid
+from codec.density import Density, freeze, knot_grid
 from codec.fixedpoint import BITS
+from codec.frozen import CDF_BITS, STEP_BITS
 from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, shapes
 from codec.model import Model, from_bytes, to_bytes
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 import codec
-from codec import container, decoder, hyperprior
+from codec import cli, container, decoder, hyperprior
 from codec import model as models
 from codec import picture as pictures
 from codec.coder import Writer
@@ -362,3 +362,39 @@ def test_the_file_says_what_its_sizes_are(tiny_hyper: Model) -> None:
     assert sizes_of(tiny_hyper.metadata) == TINY_SIZES
     assert tiny_hyper.entropy.sizes == TINY_SIZES
     assert load(tiny_hyper_bytes())["slices.0.features.weight"].dtype == torch.int16
+
+
+def test_info_tells_side_information_from_latents(
+    tiny_hyper: Model, photograph: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file = tmp_path / "m.safetensors", tmp_path / "x.rdae"
+    model.write_bytes(tiny_hyper_bytes())
+    sizes = []
+    for tile in (0, 128):
+        encoder = Encoder(tiny_hyper, pictures.from_array(photograph), tile=tile)
+        data = encoder.encode(2)
+        file.write_bytes(data)
+        assert cli.main(["info", str(file), "--model", str(model), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["profile"] == "hyperprior" and facts["model"] is None
+        parts = facts["bytes"]
+        assert parts["side information"] + parts["latents"] + parts["header"] == parts["total"] == len(data)
+        ideal = sum(tiny_hyper.entropy.bits(y, 2)[0] for _, y in encoder._tiles()) / 8
+        assert abs(parts["side information"] - ideal) < 1
+        sizes.append(parts["side information"])
+    assert sizes[0] != sizes[1] and min(sizes) > 100
+    assert cli.main(["info", str(file)]) == 0
+    line = capsys.readouterr().out
+    assert "profile hyperprior" in line and "side information" not in line  # nobody knows, without the model
+    model.write_bytes(tiny_hyper_bytes(seed=1))
+    assert cli.main(["info", str(file), "--model", str(model)]) == 2
+    assert "another model" in capsys.readouterr().err
+
+
+def test_info_needs_no_torch(tiny_hyper: Model, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(tiny_hyper_bytes())
+    (tmp_path / "x.rdae").write_bytes(tiny_hyper.encode(np.zeros((20, 20, 3), np.uint8)))
+    program = "import sys\nfrom codec import cli\ncli.main(sys.argv[1:])\nprint('torch' in sys.modules)"
+    command = [sys.executable, "-c", program, "info", str(tmp_path / "x.rdae"), "--model", str(tmp_path / "m.safetensors")]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "side information" in lines[0] and lines[-1] == "False"

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from codec import model as codec_model
-from codec.density import CDF_BITS, STEP_BITS, freeze, start_log_mass
+from codec.density import freeze, start_log_mass
 from codec.errors import ModelError
 from codec.factorized import Factorized
+from codec.frozen import CDF_BITS, STEP_BITS
 from codec.model import Model
 from train.config import Config
 from train.objective import LATENT_SCALE, RateDistortion

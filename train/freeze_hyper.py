@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codec.density import CDF_BITS, HALF_KNOTS, SPACING, STEP_BITS, freeze
+from codec.density import HALF_KNOTS, SPACING, freeze
 from codec.fixedpoint import BITS, LIMIT
+from codec.frozen import CDF_BITS, STEP_BITS
 from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES
 from codec.model import Model
 from train.freeze import QUALITIES, steps_of, transform_tensors
