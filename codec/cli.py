@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 
 from codec import __version__, container, registry
-from codec.errors import ImageError, RdaeError
+from codec.errors import FormatError, ImageError, RdaeError
 from codec.work import STANDARD, SUFFIX, Options, bits_per_pixel, guarded, read_bytes
-
-PROFILES = {container.FACTORIZED: "factorized"}
 
 COMPRESS = """\
 Compress photographs (PNG, JPEG, WebP, TIFF, BMP, PPM, … of any mode) to .rdae files. Colour profile, EXIF and XMP are kept, and so is
@@ -98,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="what an .rdae file holds", description="Header, model and sizes of an .rdae file.")
     info.add_argument("input", type=Path, metavar="FILE.rdae")
+    info.add_argument("--model", type=Path, metavar="FILE", help="the model's file, where it is not a shipped one: it tells what is what")
     info.add_argument("--json", action="store_true", help="machine-readable")
 
     commands.add_parser("models", help="the models that ship", description="The models that ship, the default one first.")
@@ -171,13 +170,21 @@ def _info(arguments: argparse.Namespace) -> int:
     for tag, body in stream.chunks:
         part = container.NAMES.get(tag, f"chunk {tag}")
         chunks[part] = chunks.get(part, 0) + len(body)
+    if stream.profile == container.HYPERPRIOR and (name or arguments.model):
+        from codec import side
+
+        try:
+            chunks = {"side information": side.size(stream, arguments.model or registry.path_of(name)), **chunks}
+        except FormatError as error:
+            raise FormatError(f"{arguments.input}: {error}") from error
+        chunks["latents"] -= chunks["side information"]
     parts = {**chunks, "header": len(data) - sum(chunks.values())}
     bpp = bits_per_pixel(len(data), stream.width, stream.height)
     mode = container.MODES[stream.mode] + (" with alpha" if stream.chunk(container.ALPHA) is not None else "")
     facts = {
         "file": str(arguments.input),
         "version": container.VERSION,
-        "profile": PROFILES[stream.profile],
+        "profile": container.PROFILES[stream.profile],
         "model": name,
         "model_hash": stream.model_hash.hex(),
         "quality": stream.quality,

@@ -77,8 +77,8 @@ class Tables:
         """Code length of the cheapest column of symbols, one from each channel."""
         return float(sum(-np.log2((f.max() + 1) / (1 << PRECISION)) for f in self.counts))
 
-    def bits(self, symbols: Symbols) -> npt.NDArray[np.float64]:
-        """C, the code length -Σ log2 P of each channel of symbols C×…, escapes and their suffixes included."""
+    def bits(self, symbols: Symbols | Sequence[Symbols]) -> npt.NDArray[np.float64]:
+        """C, the code length -Σ log2 P of each channel of symbols C×…, or of C arrays of them, escapes and their suffixes included."""
         out = np.zeros(len(self.counts))
         suffix = -np.log2((_length_counts() + 1) / (1 << PRECISION))
         for c, f in enumerate(self.counts):
@@ -207,3 +207,68 @@ def _from_suffix(
     distance = np.zeros(len(lengths), np.int64)
     np.add.at(distance, owner, np.where(is_sign, 1, bits) << shift)
     return np.where(bits[is_sign] == 1, lowest + sizes - 1 + distance, lowest - distance)
+
+
+class Writer:
+    """Several sections in one run of the coder, each with its own tables.
+
+    What `encode` writes is one section. A later one may depend on what the decoder knows by then, so each carries its own escapes.
+    """
+
+    def __init__(self) -> None:
+        self._encoder = constriction.stream.queue.RangeEncoder()
+
+    def put(self, values: Symbols, counts: npt.NDArray[np.int64], tables: Tables) -> None:
+        """Append a section: flat values, of which the first counts[0] are coded with the first table, and so on."""
+        index = values - np.repeat(tables.lowest, counts)
+        size = np.repeat(tables.sizes, counts)
+        outside = (index < 0) | (index >= size)
+        far, beyond = index[outside], size[outside]
+        index = np.where(outside, size, index).astype(np.int32)
+        stops = np.cumsum(counts)
+        for c in np.flatnonzero(counts):
+            self._encoder.encode(index[stops[c] - counts[c] : stops[c]], tables.models[c])
+        if len(far):
+            distance = np.where(far < 0, -far, far - beyond + 1)
+            lengths = _bit_lengths(distance)
+            self._encoder.encode((lengths - 1).astype(np.int32), _LENGTH_MODEL)
+            self._encoder.encode(_suffix_bits(distance, lengths, far >= 0), _BIT_MODEL)
+
+    def close(self) -> bytes:
+        """All that was written."""
+        return np.asarray(self._encoder.get_compressed()).astype("<u4").tobytes()
+
+
+class Reader:
+    """Reads what a `Writer` wrote, section by section. All methods raise `FormatError` for data that no writer writes."""
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) % 4:
+            raise FormatError("the coded latents are not a whole number of words")
+        self._data = data
+        self._decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+
+    def get(self, counts: npt.NDArray[np.int64], tables: Tables) -> Symbols:
+        """The values of the next section, flat. What is allocated is bounded by the counts and by the length of the data."""
+        index = np.empty(int(counts.sum()), np.int64)
+        stops = np.cumsum(counts)
+        try:
+            for c in np.flatnonzero(counts):
+                index[stops[c] - counts[c] : stops[c]] = self._decoder.decode(tables.models[c], int(counts[c]))
+            place = np.flatnonzero(index == np.repeat(tables.sizes, counts))
+            index += np.repeat(tables.lowest, counts)
+            if len(place):
+                _check_bits(2 * len(place), self._data)
+                lengths = np.asarray(self._decoder.decode(_LENGTH_MODEL, len(place))).astype(np.int64) + 1
+                _check_bits(int((lengths + np.minimum(lengths, PRECISION)).sum()), self._data)
+                bits = np.asarray(self._decoder.decode(_BIT_MODEL, int(lengths.sum()))).astype(np.int64)
+                table = np.searchsorted(stops, place, side="right")
+                index[place] = _from_suffix(bits, lengths, tables.lowest[table], tables.sizes[table])
+        except AssertionError as error:  # what constriction raises on data that no encoder writes
+            raise FormatError("the coded latents are damaged") from error
+        return _in_range(index).astype(np.int32) if len(index) else np.zeros(0, np.int32)
+
+    def close(self) -> None:
+        """To be called behind the last section."""
+        if not self._decoder.maybe_exhausted():
+            raise FormatError("the coded latents go on behind their end")

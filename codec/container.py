@@ -6,7 +6,7 @@ byte set when another follows; at most five bytes, no superfluous ones.
     bytes   content
     4       magic: D2 52 44 41 ("ÒRDA")
     1       version: 1
-    1       profile, the entropy model: 1 = factorized
+    1       profile, the entropy model: 1 = factorized, 2 = hyperprior
     8       model hash: the first eight bytes of the SHA-256 of the model file
     1       quality, 1…100
     1       colour mode: 0 = RGB, 1 = grey
@@ -20,7 +20,7 @@ A chunk is a tag (one byte), a varint with the length of its data, and the data.
 does not know one must refuse the stream. Tags from 128 are optional and are skipped when unknown; those below occur at most once.
 
     tag     content
-    1       latents: the entropy-coded latents of the whole image (`codec/coder.py`)
+    1       latents: the entropy-coded latents of the whole image, a payload
     2       tiles: the latents in tiles, each coded on its own
     128     ICC profile    }
     129     EXIF           } a zlib stream (RFC 1950) of at most 16 MiB of data
@@ -28,6 +28,10 @@ does not know one must refuse the stream. Tags from 128 are optional and are ski
     131     alpha plane
 
 The first chunk is either *latents* or *tiles*, and there is no second one of either kind.
+
+*Payloads.* In profile 1, one run of the range coder over all latents (`codec/coder.py`). In profile 2, one run over the side information
+and then the slices of latents, in sections (`codec/hyperprior.py`); the side information is the payload's own, and no context
+reaches beyond a tile. Both are a whole number of 32-bit words.
 
 *Tiles.* Tiles are squares of side S, which is a multiple of 16 pixels in 128…4096; those at the right and lower edge are cut off
 by the image. They are numbered row by row from the upper left corner, ⌈width / S⌉ · ⌈height / S⌉ of them. The chunk holds
@@ -75,6 +79,9 @@ MAGIC: Final = b"\xd2RDA"
 VERSION: Final = 1
 FACTORIZED: Final = 1
 """Profile: one static table per latent channel."""
+HYPERPRIOR: Final = 2
+"""Profile: mean and scale of each latent from side information and from the channels before it."""
+PROFILES: Final = {FACTORIZED: "factorized", HYPERPRIOR: "hyperprior"}
 HASH_BYTES: Final = 8
 RGB: Final = 0
 GREY: Final = 1
@@ -248,7 +255,7 @@ def _read_header(data: bytes) -> tuple[Stream, int, int]:
     version, profile, quality, mode = data[4], data[5], data[14], data[15]
     if version != VERSION:
         raise UnsupportedError(f"version {version} of the format is not supported (this release reads version {VERSION})")
-    if profile != FACTORIZED:
+    if profile not in PROFILES:
         raise UnsupportedError(f"profile {profile} is not supported by this release")
     if mode not in MODES:
         raise UnsupportedError(f"colour mode {mode} is not supported by this release")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codec import alpha as alphas
-from codec import coder, container, tiles
+from codec import container, tiles
 from codec.coder import Symbols
 from codec.errors import FormatError, ImageError, UnknownModelError
 from codec.picture import Picture
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 Source = Callable[[Box], Symbols]
-"""Gives the symbols M×h×w of a box."""
+"""Gives the decoded latents M×h×w of a box."""
 Progress = Callable[[int, int], None]
 
 
 class Latents:
-    """The symbols of a stream, decoded tile by tile as they are asked for."""
+    """The latents of a stream, as the integers that its entropy model decodes to, tile by tile as they are asked for."""
 
     def __init__(self, model: Model, stream: container.Stream) -> None:
         """Raises `UnknownModelError` when the stream was made with another model, `FormatError` when it cannot hold its latents."""
@@ -34,15 +34,18 @@ class Latents:
             raise UnknownModelError(f"the stream was made with model {stream.model_hash.hex()}, not with {model.name} ({model.hash.hex()})")
         if stream.quality > model.qualities:
             raise FormatError(f"the stream claims quality {stream.quality}, which model {model.name} does not have")
+        if stream.profile != model.entropy.profile:
+            raise FormatError(f"the stream claims profile {stream.profile}, which is not that of its model")
         self.size = tiles.latents_of(stream.height, stream.width)
         self._channels = model.latents
-        self._tables = model.tables(stream.quality)
+        self._entropy = model.entropy
+        self._quality = stream.quality
         self._payloads = stream.payloads()
         self._grid = tiles.grid(*self.size, stream.tile // STRIDE or max(self.size))
         self._decoded: dict[tuple[int, int], Symbols] = {}
         for row, boxes in enumerate(self._grid):
             for column, box in enumerate(boxes):
-                coder.check_length(self._payload(row, column), self._tables, (self._channels, box.height, box.width))
+                self._entropy.check_length(self._payload(row, column), self._quality, box.height, box.width)
 
     def _payload(self, row: int, column: int) -> bytes:
         return self._payloads[row * len(self._grid[0]) + column]
@@ -50,12 +53,11 @@ class Latents:
     def _tile(self, row: int, column: int) -> Symbols:
         if (row, column) not in self._decoded:
             box = self._grid[row][column]
-            shape = (self._channels, box.height, box.width)
-            self._decoded[row, column] = coder.decode(self._payload(row, column), self._tables, shape)
+            self._decoded[row, column] = self._entropy.decode(self._payload(row, column), self._quality, box.height, box.width)
         return self._decoded[row, column]
 
     def box(self, box: Box) -> Symbols:
-        """The symbols of a box. Raises `FormatError` when they are damaged."""
+        """The latents of a box. Raises `FormatError` when they are damaged."""
         out = np.empty((self._channels, box.height, box.width), np.int32)
         side = self._grid[0][0]
         for row in range(box.top // side.height, -(-box.bottom // side.height)):
@@ -67,7 +69,7 @@ class Latents:
         return out
 
     def all(self) -> Symbols:
-        """All symbols M×h×w."""
+        """All latents M×h×w."""
         return self.box(Box(0, 0, *self.size))
 
     def forget_above(self, row: int) -> None:

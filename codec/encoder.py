@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codec import alpha as alphas
-from codec import coder, container, decoder, tiles
+from codec import container, decoder, tiles
 from codec.coder import Symbols
 from codec.errors import ImageError
 from codec.picture import Picture
@@ -65,32 +65,37 @@ class Encoder:
             yield box, y
         self._kept = kept
 
+    def _tiles(self) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
+        """What is coded on its own, in any order: boxes and their latents before quantisation."""
+        if not self._tile:
+            whole = np.empty((self.model.latents, *self._size), np.float32)
+            for box, y in self._latents():
+                whole[:, box.slices[0], box.slices[1]] = y
+            yield Box(0, 0, *self._size), whole
+            return
+        for box, y in self._latents():
+            for part in itertools.chain(*tiles.grid(box.height, box.width, self._tile // STRIDE)):
+                place = Box(box.top + part.top, box.left + part.left, box.top + part.bottom, box.left + part.right)
+                yield place, np.ascontiguousarray(y[:, part.slices[0], part.slices[1]])
+
     def encode(self, quality: int) -> bytes:
         """The whole stream at a quality."""
-        tables = self.model.tables(quality)
-        if self._tile:
-            side = self._tile // STRIDE
-            columns = -(-self._size[1] // side)
-            payloads = [b""] * (columns * -(-self._size[0] // side))
-            for box, y in self._latents():
-                symbols = self.model.quantise(y, quality)
-                for part in itertools.chain(*tiles.grid(box.height, box.width, side)):
-                    number = (box.top + part.top) // side * columns + (box.left + part.left) // side
-                    payloads[number] = coder.encode(np.ascontiguousarray(symbols[:, part.slices[0], part.slices[1]]), tables)
-            chunk = (container.TILES, container.pack_tiles(payloads, self._tile))
-        else:
-            chunk = (container.LATENTS, coder.encode(self.symbols(quality), tables))
+        entropy = self.model.entropy
+        payloads = {(box.top, box.left): entropy.encode(y, quality) for box, y in self._tiles()}
+        # Tiles come window by window, and are stored row by row.
+        ordered = [payloads[place] for place in sorted(payloads)]
+        chunk = (container.TILES, container.pack_tiles(ordered, self._tile)) if self._tile else (container.LATENTS, ordered[0])
         mode = container.GREY if self.picture.grey else container.RGB
         stream = container.Stream(
-            self.model.hash, quality, self.picture.width, self.picture.height, (chunk, *self._other_chunks), mode=mode
+            self.model.hash, quality, self.picture.width, self.picture.height, (chunk, *self._other_chunks), entropy.profile, mode
         )  # fmt: skip
         return container.write(stream)
 
     def symbols(self, quality: int) -> Symbols:
-        """The symbols M×h×w of the whole picture."""
+        """The decoded latents M×h×w of the whole picture."""
         out = np.empty((self.model.latents, *self._size), np.int32)
-        for box, y in self._latents():
-            out[:, box.slices[0], box.slices[1]] = self.model.quantise(y, quality)
+        for box, y in self._tiles():
+            out[:, box.slices[0], box.slices[1]] = self.model.entropy.quantise(y, quality)
         return out
 
     def psnr(self, quality: int) -> float:

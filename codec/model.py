@@ -24,9 +24,11 @@ from torch import Tensor
 
 from codec import container, decoder, encoder, registry, tiles, transforms
 from codec import picture as pictures
-from codec.coder import Symbols, Tables
-from codec.density import STEP_BITS, FrozenDensity
+from codec.coder import Symbols
 from codec.errors import ImageError, ModelError, UnknownModelError
+from codec.factorized import Factorized
+from codec.frozen import FrozenDensity
+from codec.hyperprior import Hyperprior, sizes_of
 from codec.tiles import Box
 
 Pixels = npt.NDArray[np.uint8]
@@ -55,17 +57,25 @@ class Model:
                 raise ValueError("the weights are not of the declared width")
             self.analysis = _filled(transforms.analysis(filters, latents), tensors, "analysis.")
             self.synthesis = _filled(transforms.synthesis(filters, latents), tensors, "synthesis.")
-            self.density = FrozenDensity(*(_integers(tensors[f"density.{part}"]) for part in ("grid", "scale", "cdf")))
             self.steps = _integers(tensors["steps"])
             """Q×M quantiser steps in units of 2⁻¹⁶, a row for each quality: the reciprocals of the gains."""
             if self.steps.ndim != 2 or not 1 <= len(self.steps) <= 100 or self.steps.shape[1] != latents:
                 raise ValueError("one step is needed for each quality and channel")
-            if len(self.density.scale) != latents or self.steps.min() < 1 or self.steps.max() >= 1 << 31:
-                raise ValueError("steps and density do not fit each other")
+            if self.steps.min() < 1 or self.steps.max() >= 1 << 31:
+                raise ValueError("a step is out of range")
+            self.entropy = self._entropy_model(tensors)
             self._default = int(metadata.get("default_quality", len(self.steps)))
         except (KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
             raise ModelError(f"{name}: not a usable model: {(str(error) or repr(error)).splitlines()[0]}") from error
-        self._tables: dict[int, Tables] = {}
+
+    def _entropy_model(self, tensors: dict[str, Tensor]) -> Factorized | Hyperprior:
+        """How latents become bytes: by the profile that the metadata name."""
+        profile = self.metadata.get("profile", "factorized")
+        if profile == container.PROFILES[container.HYPERPRIOR]:
+            return Hyperprior(tensors, self.steps, sizes_of(self.metadata))
+        if profile != container.PROFILES[container.FACTORIZED]:
+            raise ValueError(f"its profile is {profile!r}")
+        return Factorized(FrozenDensity(*(_integers(tensors[f"density.{part}"]) for part in ("grid", "scale", "cdf"))), self.steps)
 
     @property
     def qualities(self) -> int:
@@ -81,12 +91,6 @@ class Model:
     def hash(self) -> bytes:
         """What streams carry to name this model."""
         return bytes.fromhex(self.sha256)[: container.HASH_BYTES]
-
-    def tables(self, quality: int) -> Tables:
-        """The integer coding tables of a quality; made once."""
-        if quality not in self._tables:
-            self._tables[quality] = self.density.tables(self.steps[quality - 1])
-        return self._tables[quality]
 
     def check_quality(self, quality: int | None) -> int:
         """The quality, or the default one for None. Raises `ModelError` when the model does not have it."""
@@ -128,19 +132,13 @@ class Model:
         return y
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
-        """Symbols round(y / Δ), int32, of latents M×h×w."""
-        scaled = y.astype(np.float64) * ((1 << STEP_BITS) / self.steps[quality - 1])[:, None, None]
-        limit = (1 << 31) - 1
-        if not np.isfinite(scaled).all() or abs(scaled).max() > limit:
-            raise ModelError(f"model {self.name} gives latents that are out of range")
-        symbols: Symbols = np.rint(scaled).astype(np.int32)
-        return symbols
+        """What a decoder gets, as exact integers, of latents M×h×w that are coded as one tile."""
+        return self.entropy.quantise(y, quality)
 
     @torch.inference_mode()
     def synthesise_window(self, symbols: Symbols, quality: int, inner: Box, grey: bool = False) -> Pixels:
-        """The pixels 16h×16w×3 uint8 (grey: 16h×16w) of a box in a window of symbols M×H×W that includes the box's halo."""
-        step = (self.steps[quality - 1] / (1 << STEP_BITS)).astype(np.float32)
-        y = torch.from_numpy(symbols.astype(np.float32) * step[:, None, None])[None]
+        """The pixels 16h×16w×3 uint8 (grey: 16h×16w) of a box in a window of decoded latents M×H×W that includes the box's halo."""
+        y = torch.from_numpy(self.entropy.dequantise(symbols, quality))[None]
         rows, columns = (inner * transforms.STRIDE).slices
         with torch.autocast("cpu", enabled=False):
             x = self.synthesis(y.contiguous(memory_format=torch.channels_last))[0][:, rows, columns]
@@ -151,7 +149,7 @@ class Model:
         return np.ascontiguousarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).numpy())
 
     def synthesise(self, symbols: Symbols, quality: int, height: int, width: int) -> Pixels:
-        """The image height×width×3 uint8 of symbols M×h×w."""
+        """The image height×width×3 uint8 of decoded latents M×h×w."""
         whole = Box(0, 0, height, width)
         return decoder.render(self, lambda box: symbols[:, box.slices[0], box.slices[1]], quality, whole, whole)
 
@@ -164,7 +162,9 @@ class Model:
         return encoder.Encoder(self, pictures.from_array(image)).encode(self.check_quality(quality))
 
     def decode_latents(self, stream: container.Stream) -> Symbols:
-        """The symbols M×h×w of a parsed stream: exactly those that the encoder rounded to, on any machine.
+        """The decoded latents M×h×w of a parsed stream, integers: exactly those that the encoder rounded to, on any machine.
+
+        With a factorized model they are the symbols, with a hyperprior numbers of 2⁻¹⁶.
 
         Raises `UnknownModelError` when the stream was made with another model, `FormatError` when its latents are damaged.
         """

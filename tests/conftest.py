@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,33 +10,103 @@ import pytest
 import torch
 
 from codec import transforms
-from codec.density import Density, freeze
+from codec.density import Density, freeze, knot_grid
+from codec.fixedpoint import BITS
+from codec.frozen import CDF_BITS, STEP_BITS
+from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, shapes
 from codec.model import Model, from_bytes, to_bytes
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 
 
-def tiny_model_bytes(filters: int = 8, latents: int = 12, steps: tuple[float, ...] = (1.0, 0.5, 0.125), seed: int = 0) -> bytes:
-    """The file of an untrained model: random convolutions, a density with random corrections."""
-    torch.manual_seed(seed)
+def random_transforms(filters: int, latents: int) -> dict[str, torch.Tensor]:
+    """Their tensors in a model file."""
     tensors = {}
     for prefix, module in (("analysis", transforms.analysis(filters, latents)), ("synthesis", transforms.synthesis(filters, latents))):
         for name, tensor in module.state_dict().items():
             factor = 8.0 if name == "conv3.weight" and prefix == "analysis" else 1.0
             tensors[f"{prefix}.{name}"] = (tensor * factor).to(torch.float16)
-    density = Density(latents)
+    return tensors
+
+
+def random_density(channels: int) -> dict[str, torch.Tensor]:
+    """A frozen density with random corrections."""
+    density = Density(channels)
     torch.nn.init.normal_(density.logits, std=0.3)
     torch.nn.init.normal_(density.log_scale, std=0.5)
     frozen = freeze(density)
-    for part in ("grid", "scale", "cdf"):
-        tensors[f"density.{part}"] = torch.from_numpy(getattr(frozen, part)).to(torch.int32)
-    tensors["steps"] = torch.tensor(steps)[:, None].mul(65536).round().to(torch.int32).repeat(1, latents)
+    return {part: torch.from_numpy(getattr(frozen, part)).to(torch.int32) for part in ("grid", "scale", "cdf")}
+
+
+def frozen_steps(steps: tuple[float, ...], channels: int) -> torch.Tensor:
+    """The same for all channels."""
+    return torch.tensor(steps)[:, None].mul(65536).round().to(torch.int32).repeat(1, channels)
+
+
+def tiny_model_bytes(filters: int = 8, latents: int = 12, steps: tuple[float, ...] = (1.0, 0.5, 0.125), seed: int = 0) -> bytes:
+    """The file of an untrained model: random convolutions, a density with random corrections."""
+    torch.manual_seed(seed)
+    tensors = random_transforms(filters, latents)
+    tensors |= {f"density.{part}": tensor for part, tensor in random_density(latents).items()}
+    tensors["steps"] = frozen_steps(steps, latents)
     return to_bytes(tensors, {"filters": filters, "latents": latents, "lambdas": [0.013], "default_quality": 2})
+
+
+TINY_SIZES = Sizes(side=4, analysis=6, synthesis=5, features=7, slices=(4, 3, 5), width=9)
+
+
+def tiny_hyper_tensors(
+    filters: int = 8, sizes: Sizes = TINY_SIZES, steps: tuple[float, ...] = (1.0, 0.5, 0.125), seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """The tensors of an untrained model with a hyperprior: its networks are random, its shape is Laplace's."""
+    torch.manual_seed(seed)
+    latents = sum(sizes.slices)
+    out = random_transforms(filters, latents)
+    for name, shape in analysis_shapes(latents, sizes).items():
+        out[name] = (torch.randn(shape) * (2 / max((*shape[1:2], 1)) / 9) ** 0.5).to(torch.float16)
+    for name, shape in shapes(latents, len(steps), sizes).items():
+        part = name.rpartition(".")[2]
+        if part == "weight":
+            size = (0.3 if ".last." in name else 1.4) / (shape[1] * shape[2]) ** 0.5
+            out[name] = (size * torch.randn(shape) * 2**BITS).round().to(torch.int16)
+        elif part == "bias":
+            out[name] = (0.3 * torch.randn(shape) * 2 ** (2 * BITS)).round().to(torch.int32)
+        elif part == "shift":
+            out[name] = torch.tensor(BITS, dtype=torch.int32)
+    out["steps"], out["z_steps"] = frozen_steps(steps, latents), frozen_steps((0.5,) * len(steps), sizes.side)
+    out["log2_steps"] = ((out["steps"].double().log2() - STEP_BITS) * 2**BITS).round().to(torch.int32)
+    out["features_bias"] = (0.2 * torch.randn(len(steps), sizes.features) * 2**BITS).round().to(torch.int32)
+    out["spread"] = torch.randint(-3, 3, (latents,), dtype=torch.int32)
+    out |= {f"z_density.{part}": tensor for part, tensor in random_density(sizes.side).items()}
+    grid = knot_grid()
+    cdf = torch.where(grid < 0, 0.5 * grid.exp(), 1 - 0.5 * (-grid).exp())
+    out["shape.grid"] = (grid * 2**STEP_BITS).round().to(torch.int32)
+    out["shape.cdf"] = (cdf * 2**CDF_BITS).round().to(torch.int32)
+    octaves = LOWEST_OCTAVE + torch.arange(TABLES, dtype=torch.float64) / PER_OCTAVE
+    out["shape.steps"] = (torch.exp2(-octaves) * 2**STEP_BITS).round().to(torch.int32)
+    return out
+
+
+def hyper_metadata(filters: int = 8, sizes: Sizes = TINY_SIZES) -> dict[str, object]:
+    """What goes with them."""
+    named = {**dataclasses.asdict(sizes), "slices": list(sizes.slices)}
+    about = {"profile": "hyperprior", "filters": filters, "latents": sum(sizes.slices), "sizes": named}
+    return {**about, "lambdas": [0.013], "default_quality": 2}
+
+
+def tiny_hyper_bytes(filters: int = 8, sizes: Sizes = TINY_SIZES, seed: int = 0) -> bytes:
+    """The file of an untrained model with a hyperprior."""
+    return to_bytes(tiny_hyper_tensors(filters, sizes, seed=seed), hyper_metadata(filters, sizes))
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
     return from_bytes(tiny_model_bytes(), "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_hyper() -> Model:
+    return from_bytes(tiny_hyper_bytes(), "tiny-hyper")
 
 
 @pytest.fixture(scope="session")

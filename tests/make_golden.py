@@ -1,7 +1,7 @@
 """Writes the golden files. Run once for each new file: those that exist are never written again.
 
 python tests/make_golden.py           all that is missing
-python tests/make_golden.py --tiny    of these, the files of the untrained model: every colour mode, tiles, metadata
+python tests/make_golden.py --tiny    of these, the files of the untrained models: every colour mode, tiles, metadata
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from conftest import SAMPLES, tiny_model_bytes
+from conftest import SAMPLES, tiny_hyper_bytes, tiny_model_bytes
 
 import codec
 from codec import coder, container, decoder
@@ -65,11 +65,31 @@ def escapes(model: Model) -> bytes:
     rng = np.random.default_rng(0)
     symbols = rng.integers(-3, 4, (model.latents, 3, 4)).astype(np.int32)
     symbols[0] = rng.integers(-100_000, 100_000, (3, 4))
-    tables = model.tables(1)
+    tables = model.entropy.tables(1)
     symbols[1, 0] = tables.lowest[1] + np.array([-1, 0, tables.sizes[1] - 1, tables.sizes[1]])
     symbols[2, 1] = -(1 << 31), (1 << 31) - 1, 0, 5000
     payload = coder.encode(symbols, tables)
     return container.write(container.Stream(model.hash, 1, 64, 48, ((container.LATENTS, payload),)))
+
+
+def hyper_escapes(model: Model) -> bytes:
+    """A stream of the second profile with values outside their tables, in the side information too, as far as they go."""
+    rng = np.random.default_rng(0)
+    entropy, writer = model.entropy, coder.Writer()
+    z = rng.integers(-3, 4, (entropy.sizes.side, 2, 3)).astype(np.int32)
+    z[0, 0] = -(1 << 31), 77_777, (1 << 31) - 1
+    writer.put(z.ravel(), np.full(len(z), 6), entropy.z_tables(2))
+
+    def code(k: int, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
+        symbols = rng.integers(-2, 3, tables.shape).astype(np.int32)
+        symbols[0, 0] = rng.integers(-100_000, 100_000, tables.shape[2])
+        symbols[1, 2, :3] = -(1 << 31), (1 << 31) - 1, 5000
+        order = np.argsort(tables.ravel(), kind="stable")
+        writer.put(symbols.ravel()[order], np.bincount(tables.ravel(), minlength=80), entropy.tables)
+        return symbols
+
+    entropy.run(z, 2, 6, 11, code)
+    return container.write(container.Stream(model.hash, 2, 171, 90, ((container.LATENTS, writer.close()),), container.HYPERPRIOR))
 
 
 def main() -> None:
@@ -93,6 +113,16 @@ def main() -> None:
     write("tiny-opaque", tiny, Picture(small[:33, :47], np.full((33, 47), 255, np.uint8)), 1)
     blocks = {"icc": bytes(range(256)) * 2, "exif": b"II*\0\x08\0\0\0\0\0\0\0\0\0", "xmp": b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"}
     write("tiny-metadata", tiny, Picture(small[:33, :47], **blocks), 1)
+    hyper_file = GOLDEN / "hyper.safetensors"
+    if not hyper_file.exists():
+        hyper_file.write_bytes(tiny_hyper_bytes())
+    hyper = from_bytes(hyper_file.read_bytes(), "hyper")
+    write("hyper-photograph", hyper, Picture(small), 2)
+    write("hyper-one-pixel", hyper, Picture(chelsea[:1, :1]), 1)
+    write("hyper-tiled", hyper, Picture(small), 3, tile=128)
+    write("hyper-grey-alpha-tiled", hyper, Picture(small[..., 1], mask), 1, tile=128)
+    if not (GOLDEN / "hyper-escapes.rdae").exists():
+        keep("hyper-escapes", hyper, hyper_escapes(hyper))
     for name in () if "--tiny" in sys.argv[1:] else codec.models():
         write(name, codec.load(name), Picture(chelsea), codec.load(name).default_quality)
 

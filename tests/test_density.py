@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec.coder import PRECISION
-from codec.density import CDF_BITS, MAX_SYMBOLS, Density, FrozenDensity, freeze, knot_grid
+from codec.density import Density, freeze, knot_grid
+from codec.frozen import CDF_BITS, MAX_SYMBOLS, FrozenDensity
 
 
 def random_density(seed: int, channels: int = 4) -> Density:

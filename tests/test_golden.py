@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 
+import judge
+import numpy as np
 import pytest
 from make_golden import GOLDEN, facts_of
+from safetensors.numpy import load_file
 
 import codec
+from codec import container
+from codec.coder import Reader
 from codec.model import Model, from_bytes
 
 NAMES = sorted(p.stem for p in GOLDEN.glob("*.rdae"))
 
 
 def model_of(name: str) -> Model:
-    return from_bytes((GOLDEN / "tiny.safetensors").read_bytes(), "tiny") if name.startswith("tiny-") else codec.load(name)
+    untrained = name.partition("-")[0]
+    return from_bytes((GOLDEN / f"{untrained}.safetensors").read_bytes(), name) if untrained in ("tiny", "hyper") else codec.load(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,6 +44,30 @@ def test_every_shipped_model_has_a_golden_file() -> None:
 def test_every_kind_of_stream_has_a_golden_file() -> None:
     kinds = ("photograph", "escapes", "one-pixel", "tiled", "grey", "grey-alpha-tiled", "alpha", "opaque", "metadata")
     assert {f"tiny-{kind}" for kind in kinds} <= set(NAMES)
+
+
+def test_every_kind_of_stream_of_the_second_profile_has_a_golden_file() -> None:
+    assert {f"hyper-{kind}" for kind in ("photograph", "one-pixel", "tiled", "grey-alpha-tiled", "escapes")} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["hyper-photograph", "hyper-escapes"])
+def test_the_judge_reads_golden_files_too(name: str) -> None:
+    """Plain NumPy turns the symbols of a golden stream into the latents that its facts name."""
+    model, stream = model_of(name), container.read((GOLDEN / f"{name}.rdae").read_bytes())
+    tensors = load_file(GOLDEN / "hyper.safetensors")
+    height, width = -(-stream.height // 16), -(-stream.width // 16)
+    reader, sizes = Reader(stream.latents), model.entropy.sizes
+    shape = (sizes.side, -(-height // 4), -(-width // 4))
+    z = reader.get(np.full(shape[0], shape[1] * shape[2]), model.entropy.z_tables(stream.quality)).reshape(shape)
+
+    def symbols_of(k: int, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
+        out = np.empty(tables.size, np.int32)
+        out[np.argsort(tables.ravel(), kind="stable")] = reader.get(np.bincount(tables.ravel(), minlength=80), model.entropy.tables)
+        return out.reshape(tables.shape)
+
+    latents, _ = judge.decode(tensors, list(sizes.slices), stream.quality, z, (height, width), symbols_of)
+    facts = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert hashlib.sha256(latents.astype("<i4").tobytes()).hexdigest() == facts["latents_sha256"]
 
 
 def test_the_index_names_the_shipped_files() -> None:

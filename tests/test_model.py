@@ -40,7 +40,7 @@ def test_rate_is_the_code_length(tiny_model: Model, photograph: np.ndarray) -> N
     for quality in (1, 2, 3):
         size = len(tiny_model.encode(photograph, quality))
         symbols = tiny_model.quantise(tiny_model.analyse(photograph), quality)
-        ideal = tiny_model.tables(quality).bits(symbols).sum() / 8
+        ideal = tiny_model.entropy.tables(quality).bits(symbols).sum() / 8
         assert ideal < size < 1.001 * ideal + 16 + 32
 
 
@@ -53,7 +53,7 @@ def test_a_finer_step_restores_better_and_costs_more(photograph: np.ndarray) -> 
         symbols = model.quantise(y, quality)
         step = model.steps[quality - 1] / 65536
         errors.append(float(np.abs(symbols * step[:, None, None] - y).max()))
-        sizes.append(len(coder.encode(symbols, model.tables(quality))))
+        sizes.append(len(coder.encode(symbols, model.entropy.tables(quality))))
         assert errors[-1] <= step.max() / 2 + 1e-4
     assert errors == sorted(errors, reverse=True) and sizes == sorted(sizes)
 

@@ -234,7 +234,7 @@ def test_a_tiny_file_cannot_declare_a_huge_image(tiny_model: Model) -> None:
 
     for chunk in ((container.LATENTS, bytes(400)), (container.TILES, container.pack_tiles([b""] * 16, 4096))):
         data = container.write(container.Stream(tiny_model.hash, 1, 13_000, 13_000, (chunk,)))
-        tiny_model.tables(1)
+        tiny_model.entropy.tables(1)
         tracemalloc.start()
         began = time.monotonic()
         with pytest.raises(FormatError, match="too few for the latents of the declared dimensions"):

@@ -82,7 +82,7 @@ def test_resuming_gives_the_same_state_bit_for_bit(finished: Path, tmp_path: Pat
         assert torch.equal(a["model"][name], b["model"][name]), name
     # The files differ in their metadata (hours), but not in a single tensor.
     first, second = (codec.load(folder / MODEL) for folder in (finished, tmp_path / "lambda-0.013"))
-    assert np.array_equal(first.density.cdf, second.density.cdf) and np.array_equal(first.steps, second.steps)
+    assert np.array_equal(first.entropy.density.cdf, second.entropy.density.cdf) and np.array_equal(first.steps, second.steps)
 
 
 def test_a_run_is_not_overwritten_and_not_changed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from codec import model as codec_model
-from codec.density import CDF_BITS, STEP_BITS, freeze, start_log_mass
+from codec.density import freeze, start_log_mass
 from codec.errors import ModelError
+from codec.factorized import Factorized
+from codec.frozen import CDF_BITS, STEP_BITS
 from codec.model import Model
 from train.config import Config
 from train.objective import LATENT_SCALE, RateDistortion
@@ -91,7 +93,7 @@ def measure(model: Model, crops: Tensor, quality: int) -> dict[str, float]:
         data = model.encode(crop, quality)
         restored = model.decode(data)
         real += 8 * len(data)
-        ideal += float(model.tables(quality).bits(model.quantise(model.analyse(crop), quality)).sum())
+        ideal += sum(model.entropy.bits(model.analyse(crop), quality))
         bpp.append(8 * len(data) / (crop.shape[0] * crop.shape[1]))
         psnr.append(10 * np.log10(255**2 / max(np.mean((crop.astype(np.float64) - restored) ** 2), 1e-9)))
     return {"bpp": round(float(np.mean(bpp)), 4), "psnr": round(float(np.mean(psnr)), 3), "bits_over_ideal": round(real / ideal, 5)}
@@ -144,10 +146,12 @@ def weights_to_start_from(path: Path, lambdas: tuple[float, ...]) -> dict[str, T
     out["log_unit"] = unit + math.log(LATENT_SCALE)
     out["analysis.conv3.weight"] = out["analysis.conv3.weight"] / LATENT_SCALE
     out["synthesis.conv1.weight"] = out["synthesis.conv1.weight"] * LATENT_SCALE
-    cdf = torch.from_numpy(model.density.cdf / (1 << CDF_BITS))
-    edges = torch.cat([torch.zeros(len(cdf), 1), cdf, torch.ones(len(cdf), 1)], dim=1).double()
-    out["density.logits"] = (edges.diff(dim=1).clamp(min=2.0**-CDF_BITS).log() - start_log_mass()).float()
-    out["density.log_scale"] = torch.from_numpy(model.density.scale / (1 << STEP_BITS)).log().float() + unit
+    if isinstance(model.entropy, Factorized):
+        density = model.entropy.density
+        cdf = torch.from_numpy(density.cdf / (1 << CDF_BITS))
+        edges = torch.cat([torch.zeros(len(cdf), 1), cdf, torch.ones(len(cdf), 1)], dim=1).double()
+        out["density.logits"] = (edges.diff(dim=1).clamp(min=2.0**-CDF_BITS).log() - start_log_mass()).float()
+        out["density.log_scale"] = torch.from_numpy(density.scale / (1 << STEP_BITS)).log().float() + unit
     return out
 
 

@@ -29,13 +29,14 @@ from PIL import Image, UnidentifiedImageError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conftest import SAMPLES, tiny_model_bytes
+from conftest import SAMPLES, tiny_hyper_bytes, tiny_model_bytes
 
 from codec import container, decoder
 from codec import model as models
 from codec import picture as pictures
 from codec.encoder import Encoder
 from codec.errors import RdaeError
+from codec.hyperprior import Sizes
 from codec.model import Model
 
 PERMITTED = 1 << 20
@@ -44,6 +45,10 @@ SECONDS = 10.0
 """For one input; a valid one of the permitted size takes less than one second."""
 MEGABYTES = 700
 """Growth of the process: latents, pixels and transforms of the permitted size, a few times over."""
+
+
+SIZES = Sizes(side=2, analysis=2, synthesis=2, features=3, slices=(2, 4), width=3)
+"""Of the model with a hyperprior."""
 
 
 class FoundError(Exception):
@@ -55,11 +60,11 @@ class Fuzzer:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.model_bytes = tiny_model_bytes(filters=4, latents=6)
-        self.model = models.from_bytes(self.model_bytes, "tiny")
+        self.model_bytes = [tiny_model_bytes(filters=4, latents=6), tiny_hyper_bytes(filters=4, sizes=SIZES)]
+        self.models = [models.from_bytes(data, "tiny") for data in self.model_bytes]
         # Pillow finds models by their hashes among those that were loaded.
-        models._loaded[self.model.hash] = self.model
-        self.seeds = seeds(self.model)
+        models._loaded.update({model.hash: model for model in self.models})
+        self.seeds = [data for model in self.models for data in seeds(model)]
         self.outcomes: Counter[str] = Counter()
         self.slowest = 0.0
         self.grown = 0
@@ -137,7 +142,8 @@ class Fuzzer:
             width, height = (rng.choice((1, 15, 17, side, side + 1, 2 * side, 1024, PERMITTED, PERMITTED + 1)) for side in (width, height))
         quality, mode = rng.choice((stream.quality,) * 5 + (1, 2, 3, 4, 100)), rng.choice((stream.mode, 0, 1))
         with contextlib.suppress(RdaeError):
-            return container.write(container.Stream(stream.model_hash, quality, width, height, tuple(chunks), mode=mode))
+            profile = rng.choice((stream.profile,) * 9 + (3 - stream.profile,))
+            return container.write(container.Stream(stream.model_hash, quality, width, height, tuple(chunks), profile, mode))
         return container.write(stream)
 
     def tried(self, data: bytes, sealed: bool) -> str:
@@ -148,7 +154,8 @@ class Fuzzer:
         region = (0, 0, 3, 2) if choice < 0.2 else None
         try:
             stream = container.read(data)
-            picture = decoder.decode(self.model, stream, region=region)
+            model = next((model for model in self.models if model.hash == stream.model_hash), self.models[0])
+            picture = decoder.decode(model, stream, region=region)
         except RdaeError as error:
             if not str(error) or "\n" in str(error):
                 raise FoundError(f"not one line: {error!r}") from error
@@ -171,7 +178,7 @@ class Fuzzer:
 
     def model_file(self) -> str:
         """A mutant of a model file, and a picture through it if it is accepted."""
-        data = self.mutant(self.model_bytes)
+        data = self.mutant(self.random.choice(self.model_bytes))
         try:
             model = models.from_bytes(data, "mutant")
             model.decode(model.encode(np.zeros((20, 20, 3), np.uint8)))

@@ -36,4 +36,4 @@ def test_every_flipped_bit_of_every_kind_is_reported() -> None:
             damaged = bytearray(data)
             damaged[bit // 8] ^= 1 << bit % 8
             with pytest.raises(FormatError):
-                fuzzer.model.decode(bytes(damaged))
+                fuzzer.models[0].decode(bytes(damaged))

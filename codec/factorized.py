@@ -1,0 +1,64 @@
+"""The first entropy model: one static table for each latent channel and quality (profile 1)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from codec import coder, container
+from codec.coder import Symbols, Tables
+from codec.errors import ModelError
+from codec.frozen import STEP_BITS, FrozenDensity
+
+
+class Factorized:
+    """Codes the latents of a tile. A decoded latent is the symbol round(y / Δ) itself."""
+
+    profile: Final = container.FACTORIZED
+
+    def __init__(self, density: FrozenDensity, steps: npt.NDArray[np.int64]) -> None:
+        """`steps` are the Q×M quantiser steps. Raises ValueError when the density has another number of channels."""
+        if len(density.scale) != steps.shape[1]:
+            raise ValueError("steps and density do not fit each other")
+        self.density = density
+        self.steps = steps
+        self._tables: dict[int, Tables] = {}
+
+    def tables(self, quality: int) -> Tables:
+        """The integer coding tables of a quality; made once."""
+        if quality not in self._tables:
+            self._tables[quality] = self.density.tables(self.steps[quality - 1])
+        return self._tables[quality]
+
+    def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
+        """Symbols round(y / Δ), int32, of latents M×h×w. Raises `ModelError` when they are out of range."""
+        scaled = y.astype(np.float64) * ((1 << STEP_BITS) / self.steps[quality - 1])[:, None, None]
+        limit = (1 << 31) - 1
+        if not np.isfinite(scaled).all() or abs(scaled).max() > limit:
+            raise ModelError("the model gives latents that are out of range")
+        symbols: Symbols = np.rint(scaled).astype(np.int32)
+        return symbols
+
+    def encode(self, y: npt.NDArray[np.float32], quality: int) -> bytes:
+        """The payload of latents M×h×w. Raises `ModelError` when they are out of range."""
+        return coder.encode(self.quantise(y, quality), self.tables(quality))
+
+    def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:
+        """The code lengths -Σ log2 P of side information, of which there is none, and of latents M×h×w."""
+        return 0.0, float(self.tables(quality).bits(self.quantise(y, quality)).sum())
+
+    def check_length(self, data: bytes, quality: int, height: int, width: int) -> None:
+        """Raises `FormatError` when a payload is too short for latents M×h×w."""
+        coder.check_length(data, self.tables(quality), (self.steps.shape[1], height, width))
+
+    def decode(self, data: bytes, quality: int, height: int, width: int) -> Symbols:
+        """The symbols M×h×w. Raises `FormatError` for a payload that `encode` does not write."""
+        return coder.decode(data, self.tables(quality), (self.steps.shape[1], height, width))
+
+    def dequantise(self, symbols: Symbols, quality: int) -> npt.NDArray[np.float32]:
+        """What the synthesis takes, symbol · Δ."""
+        step = (self.steps[quality - 1] / (1 << STEP_BITS)).astype(np.float32)
+        latents: npt.NDArray[np.float32] = symbols.astype(np.float32) * step[:, None, None]
+        return latents

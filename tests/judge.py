@@ -1,0 +1,90 @@
+"""The integer arithmetic of the second profile once more, in plain NumPy on int64, written from the format's description.
+
+It shares no code with the package: what both compute must be equal, bit for bit. It works on the tensors of a model file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+LIMIT = 2**24
+BITS = 12
+Array = np.ndarray
+
+
+def convolve(x: Array, weight: Array) -> Array:
+    """C×h×w and O×C×k×k to O×h×w: the definition, with zeros outside."""
+    k = weight.shape[2]
+    height, width = x.shape[1:]
+    out = np.zeros((len(weight), height, width), np.int64)
+    for dy in range(k):
+        for dx in range(k):
+            for row in range(height):
+                for column in range(width):
+                    y, z = row + dy - k // 2, column + dx - k // 2
+                    if 0 <= y < height and 0 <= z < width:
+                        out[:, row, column] += weight[:, :, dy, dx] @ x[:, y, z]
+    return out
+
+
+def requantise(total: Array, bias: Array, shift: int, rectify: bool) -> Array:
+    """The sum plus bias over 2^shift, rounded half up, clamped."""
+    return np.clip((total + bias[:, None, None] + 2 ** (shift - 1)) >> shift, 0 if rectify else -LIMIT, LIMIT)
+
+
+def shuffle(x: Array) -> Array:
+    """4C×h×w to C×2h×2w: channel 4c + 2i + j holds the pixels at rows 2y + i and columns 2x + j."""
+    channels, height, width = len(x) // 4, *x.shape[1:]
+    out = np.zeros((channels, 2 * height, 2 * width), np.int64)
+    for i in range(2):
+        for j in range(2):
+            out[:, i::2, j::2] = x[2 * i + j :: 4]
+    return out
+
+
+def decode(
+    tensors: Mapping[str, Array], slices: list[int], quality: int, z: Array, shape: tuple[int, int], symbols_of: Callable[..., Array]
+) -> tuple[Array, list[tuple[Array, Array]]]:
+    """(latents in units of 2⁻¹⁶, for each slice the means and the choices of table); `symbols_of(k, means, tables)` gives the symbols."""
+    t = {
+        name: np.asarray(value).astype(np.int64)
+        for name, value in tensors.items()
+        if not np.issubdtype(np.asarray(value).dtype, np.floating)
+    }
+    height, width = shape
+    q = quality - 1
+
+    def layer(name: str, x: Array, rectify: bool, more: Array | None = None) -> Array:
+        total = convolve(x, t[f"{name}.weight"])
+        if more is not None:
+            total = total + convolve(more, t[f"{name.rpartition('.')[0]}.context.weight"])
+        return requantise(total, t[f"{name}.bias"], int(t[f"{name}.shift"]), rectify)
+
+    x = np.clip((z.astype(np.int64) * t["z_steps"][q][:, None, None] + 8) >> 4, -LIMIT, LIMIT)
+    x = shuffle(layer("hyper_synthesis.conv1", x, True))
+    x = shuffle(layer("hyper_synthesis.conv2", x, False))[:, :height, :width]
+    features = np.clip(x + t["features_bias"][q][:, None, None], 0, LIMIT)
+    latents: list[Array] = []
+    shown: list[Array] = []
+    chosen = []
+    start = 0
+    for k, size in enumerate(slices):
+        x = layer(f"slices.{k}.features", features, True, np.array(shown) if shown else None)
+        x = layer(f"slices.{k}.last", layer(f"slices.{k}.hidden", x, True), False)
+        means, tables = np.zeros((2, size, height, width), np.int64)
+        for c in range(size):
+            spread = int(t["spread"][start + c])
+            means[c] = x[c] * 2 ** (spread + 4)
+            octave = x[size + c] + (spread + 4) * 2**BITS - t["log2_steps"][q, start + c]
+            tables[c] = np.clip((6 * octave + 2 ** (BITS - 1)) >> BITS, 0, 79)
+        symbols = symbols_of(k, means, tables)
+        for c in range(size):
+            spread = int(t["spread"][start + c])
+            exact = symbols[c].astype(np.int64) * t["steps"][q, start + c] + means[c]
+            latents.append(np.clip(exact, -(2**31 - 1), 2**31 - 1))
+            shown.append(np.clip((exact + 2 ** (spread + 4) // 2) >> (spread + 4), -LIMIT, LIMIT))
+        chosen.append((means, tables))
+        start += size
+    return np.array(latents), chosen

@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import judge
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_SIZES, hyper_metadata, tiny_hyper_bytes, tiny_hyper_tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load
+
+import codec
+from codec import cli, container, decoder, hyperprior
+from codec import model as models
+from codec import picture as pictures
+from codec.coder import Writer
+from codec.encoder import Encoder
+from codec.errors import FormatError, ModelError
+from codec.hyperprior import Hyperprior, Sizes, sizes_of
+from codec.model import Model
+
+
+def entropy_of(tensors: dict[str, torch.Tensor], sizes: Sizes = TINY_SIZES) -> Hyperprior:
+    return Hyperprior(tensors, tensors["steps"].numpy().astype(np.int64), sizes)
+
+
+def violent(seed: int, sizes: Sizes = TINY_SIZES) -> dict[str, torch.Tensor]:
+    """Weights of up to 32 bits, as large as the proof allows, so that everything saturates somewhere, and biases to match."""
+    tensors = tiny_hyper_tensors(sizes=sizes, seed=seed)
+    rng = np.random.default_rng(seed)
+    for name in [name for name in tensors if name.endswith(".shift")]:
+        layer = name.removesuffix(".shift")
+        parts = [p for p in (f"{layer}.weight", f"{layer.rpartition('.')[0]}.context.weight") if p in tensors]
+        parts = parts if layer.endswith(".features") else parts[:1]
+        total = sum(tensors[p].double().abs().flatten(1).sum(1) for p in parts)
+        factor = int(((1 << 53) - (1 << 34)) / (1 << 24) / float(total.max()))
+        for part in parts:
+            tensors[part] = tensors[part].to(torch.int32) * factor
+        tensors[name] = torch.tensor(int(rng.integers(20, 31)), dtype=torch.int32)
+        tensors[f"{layer}.bias"] = torch.randint(-(1 << 31), (1 << 31) - 1, tensors[f"{layer}.bias"].shape).to(torch.int32)
+    for name, limit in (("features_bias", 1 << 24), ("log2_steps", 1 << 24)):
+        tensors[name] = torch.from_numpy(rng.integers(-limit, limit + 1, tensors[name].shape).astype(np.int32))
+    tensors["spread"] = torch.from_numpy(rng.integers(-4, 11, tensors["spread"].shape).astype(np.int32))
+    tensors["z_steps"] = torch.from_numpy(rng.integers(1, 1 << 31, tensors["z_steps"].shape).astype(np.int32))
+    return tensors
+
+
+sizes_drawn = st.sampled_from(
+    [TINY_SIZES, dataclasses.replace(TINY_SIZES, kernel=1), dataclasses.replace(TINY_SIZES, slices=(12,)),
+     Sizes(side=1, analysis=1, synthesis=1, features=1, slices=(1, 1, 1), width=1)]
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1 << 20), st.booleans(), sizes_drawn, st.integers(1, 7), st.integers(1, 9), st.integers(1, 3))
+def test_the_judge_gets_the_same_integers(seed: int, wild: bool, sizes: Sizes, height: int, width: int, quality: int) -> None:
+    """Means, choices of table and latents, for ordinary weights and for weights at the bound of the proof, ordinary and absurd symbols."""
+    tensors = violent(seed, sizes) if wild else tiny_hyper_tensors(sizes=sizes, seed=seed)
+    rng = np.random.default_rng(seed)
+    reach = 1 << int(rng.choice((1, 3, 12, 31)))
+    z = rng.integers(-reach, reach, (sizes.side, -(-height // 4), -(-width // 4))).astype(np.int32)
+    symbols = [rng.integers(-reach, reach, (size, height, width)).astype(np.int32) for size in sizes.slices]
+    seen = []
+
+    def code(k: int, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
+        seen.append((means.copy(), tables.copy()))
+        return symbols[k]
+
+    latents = entropy_of(tensors, sizes).run(z, quality, height, width, code)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    expected, chosen = judge.decode(arrays, list(sizes.slices), quality, z, (height, width), lambda k, *_: symbols[k])
+    for (means, tables), (judged_means, judged_tables) in zip(seen, chosen, strict=True):
+        np.testing.assert_array_equal(means, judged_means)
+        np.testing.assert_array_equal(tables, judged_tables)
+    np.testing.assert_array_equal(latents, expected)
+
+
+def latents_like(model: Model, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.laplace(0, 1, (model.latents, *shape)) * rng.choice((0.1, 1, 10), (model.latents, 1, 1))).astype(np.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1 << 20), st.integers(1, 12), st.integers(1, 12), st.integers(1, 3), st.booleans())
+def test_latents_come_back_as_they_were_rounded(seed: int, height: int, width: int, quality: int, far: bool) -> None:
+    model = models.from_bytes(tiny_hyper_bytes(seed=seed % 3), "tiny-hyper")
+    y = latents_like(model, (height, width), seed)
+    if far:
+        y.flat[:: 1 + seed % 7] *= 3000  # escapes, up to the limit of what there can be
+        y = y.clip(-32000, 32000)
+    data = model.entropy.encode(y, quality)
+    latents = model.entropy.decode(data, quality, height, width)
+    np.testing.assert_array_equal(latents, model.entropy.quantise(y, quality))
+    error = np.abs(model.entropy.dequantise(latents, quality) - y)
+    assert (error <= model.steps[quality - 1, :, None, None] / 131072 + np.abs(y) * 1e-6 + 1e-4).all()
+
+
+def test_a_payload_is_as_long_as_the_tables_say(tiny_hyper: Model, photograph: np.ndarray) -> None:
+    y = tiny_hyper.analyse(photograph)
+    for quality in (1, 2, 3):
+        side, rest = tiny_hyper.entropy.bits(y, quality)
+        assert side > 100 and rest > 100
+        assert side + rest <= 8 * len(tiny_hyper.entropy.encode(y, quality)) <= 1.001 * (side + rest) + 64
+
+
+def test_each_slice_is_told_what_the_ones_before_it_were(tiny_hyper: Model) -> None:
+    """A change of one latent changes means within the kernel's reach, in later slices only."""
+    z = np.zeros((4, 3, 3), np.int32)
+    symbols = [np.zeros((size, 9, 9), np.int32) for size in TINY_SIZES.slices]
+
+    def means_of() -> list[np.ndarray]:
+        seen = []
+        tiny_hyper.entropy.run(z, 2, 9, 9, lambda k, means, tables: (seen.append(means.copy()), symbols[k])[1])
+        return seen
+
+    before = means_of()
+    symbols[1][:, 4, 5] = 9
+    changed = [np.argwhere((a != b).any(axis=0)) for a, b in zip(before, means_of(), strict=True)]
+    assert len(changed[0]) == len(changed[1]) == 0
+    assert {tuple(place) for place in changed[2]} == {(row, column) for row in (3, 4, 5) for column in (4, 5, 6)}
+
+
+@pytest.mark.parametrize("band", [1, 20, 10**6])
+def test_bands_and_threads_change_nothing(tiny_hyper: Model, monkeypatch: pytest.MonkeyPatch, band: int) -> None:
+    y = latents_like(tiny_hyper, (37, 23))
+    expected = tiny_hyper.entropy.encode(y, 3)
+    monkeypatch.setattr(hyperprior, "BAND", band)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            np.testing.assert_array_equal(tiny_hyper.entropy.decode(expected, 3, 37, 23), tiny_hyper.entropy.quantise(y, 3))
+            assert tiny_hyper.entropy.encode(y, 3) == expected
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_another_process_with_other_threads_decodes_the_same_latents(tiny_hyper: Model, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(tiny_hyper_bytes())
+    image = np.random.default_rng(0).integers(0, 256, (330, 290, 3), dtype=np.uint8)
+    (tmp_path / "x.rdae").write_bytes(tiny_hyper.encode(image))
+    program = (
+        "import sys, hashlib, torch, codec; from codec import container\n"
+        "torch.set_num_threads(int(sys.argv[3])); torch.set_default_dtype(torch.float64)\n"
+        "model, stream = codec.load(sys.argv[1]), container.read(open(sys.argv[2], 'rb').read())\n"
+        "with torch.autocast('cpu', torch.bfloat16):\n"
+        "    print(hashlib.sha256(model.decode_latents(stream).tobytes()).hexdigest())"
+    )
+    expected = hashlib.sha256(tiny_hyper.quantise(tiny_hyper.analyse(image), 2).tobytes()).hexdigest()
+    for threads in ("1", "3"):
+        command = [sys.executable, "-c", program, str(tmp_path / "m.safetensors"), str(tmp_path / "x.rdae"), threads]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
+
+
+# Whole pictures
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3), st.integers(0, 1 << 20))
+def test_any_size_comes_back(width: int, height: int, quality: int, seed: int) -> None:
+    model = models.from_bytes(tiny_hyper_bytes(), "tiny-hyper")
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    data = model.encode(image, quality)
+    assert container.read(data).profile == container.HYPERPRIOR == data[5]
+    latents = model.quantise(model.analyse(image), quality)
+    np.testing.assert_array_equal(model.decode_latents(container.read(data)), latents)
+    np.testing.assert_array_equal(model.decode(data), model.synthesise(latents, quality, height, width))
+
+
+@pytest.fixture(scope="module")
+def wide(photograph: np.ndarray) -> np.ndarray:
+    return np.tile(photograph, (3, 2, 1))[:1101, :1070]
+
+
+@pytest.mark.parametrize("tile", [0, 128, 512, 1024])
+def test_tiles_regions_grey_alpha_and_threads(tiny_hyper: Model, wide: np.ndarray, tile: int) -> None:
+    for array in (np.dstack([wide, wide[..., 0]]), wide[..., 1]):
+        data = Encoder(tiny_hyper, pictures.from_array(array), tile=tile).encode(2)
+        assert Encoder(tiny_hyper, pictures.from_array(array), tile=tile, jobs=2, keep=True).encode(2) == data
+        stream = container.read(data)
+        whole = decoder.decode(tiny_hyper, stream).array
+        assert whole.shape == array.shape
+        part = decoder.decode(tiny_hyper, stream, region=(900, 1000, 150, 90), jobs=2).array
+        np.testing.assert_allclose(part.astype(int), whole[1000:1090, 900:1050], atol=1)
+
+
+def test_what_is_coded_is_what_the_search_measured(tiny_hyper: Model, photograph: np.ndarray) -> None:
+    picture = pictures.from_array(photograph)
+    for tile in (128, 0):
+        encoder = Encoder(tiny_hyper, picture, tile=tile, keep=True)
+        shown = tiny_hyper.decode(encoder.encode(2))
+        error = np.mean((shown.astype(np.float64) - photograph) ** 2)
+        assert encoder.psnr(2) == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
+        stream = container.read(encoder.encode(2))
+        np.testing.assert_array_equal(tiny_hyper.decode_latents(stream), encoder.symbols(2))
+
+
+def test_through_the_public_functions_and_pillow(photograph: np.ndarray, tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(tiny_hyper_bytes())
+    by_quality = [len(codec.compress(photograph, model=path, quality=q)) for q in (1, 2, 3)]
+    assert by_quality == sorted(by_quality)
+    limited = codec.compress(photograph, model=path, size=by_quality[1])
+    assert len(limited) == by_quality[1]
+    middling = codec.compress(photograph, model=path, bpp=8 * by_quality[1] / photograph[..., 0].size)
+    assert middling == limited
+    best = codec.compress(photograph, model=path, psnr=1.0)
+    assert len(best) == by_quality[0]
+    Image.fromarray(photograph).save(tmp_path / "x.rdae", model=str(path), quality=2)
+    with Image.open(tmp_path / "x.rdae") as opened:
+        np.testing.assert_array_equal(np.asarray(opened), codec.decompress(limited))
+
+
+# What others send
+
+
+def test_a_stream_says_which_profile_it_is_of(tiny_hyper: Model, tiny_model: Model) -> None:
+    for model in (tiny_hyper, tiny_model):
+        stream = container.read(model.encode(np.zeros((20, 20, 3), np.uint8)))
+        other = dataclasses.replace(stream, profile=3 - stream.profile)
+        with pytest.raises(FormatError, match=f"claims profile {3 - stream.profile}"):
+            model.decode(container.write(other))
+
+
+def test_damaged_payloads(tiny_hyper: Model) -> None:
+    """They are an error or other latents, and nothing else; what is cut off or goes on is always an error."""
+    entropy = tiny_hyper.entropy
+    y = latents_like(tiny_hyper, (9, 7))
+    data = entropy.encode(y, 2)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(data)
+        damaged[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        with contextlib.suppress(FormatError):
+            assert entropy.decode(bytes(damaged), 2, 9, 7).shape == (12, 9, 7)
+        with contextlib.suppress(FormatError):
+            assert entropy.decode(rng.bytes(4 * int(rng.integers(0, 60))), 2, 9, 7).shape == (12, 9, 7)
+    with pytest.raises(FormatError, match="whole number of words"):
+        entropy.decode(data + b"x", 2, 9, 7)
+    with pytest.raises(FormatError, match="go on behind"):
+        entropy.decode(data + bytes(40) + b"abcd", 2, 9, 7)
+
+
+def test_absurd_symbols_of_a_forged_stream_are_shown_somehow(tiny_hyper: Model) -> None:
+    """Well-formed, and no encoder's work: every symbol, of the side information too, as far from its table as 32 bits reach."""
+    entropy = tiny_hyper.entropy
+    for value in (-(1 << 31), (1 << 31) - 1):
+        writer = Writer()
+        writer.put(np.full(4 * 2, value, np.int32), np.full(4, 2), entropy.z_tables(1))
+        z = np.full((4, 2, 1), value, np.int32)
+
+        def code(k: int, means: np.ndarray, tables: np.ndarray, writer: Writer = writer, value: int = value) -> np.ndarray:
+            counts = np.bincount(tables.ravel(), minlength=80)
+            writer.put(np.full(tables.size, value, np.int32), counts, entropy.tables)
+            return np.full(tables.shape, value, np.int32)
+
+        latents = entropy.run(z, 1, 5, 4, code)
+        stream = container.Stream(tiny_hyper.hash, 1, 64, 80, ((container.LATENTS, writer.close()),), container.HYPERPRIOR)
+        np.testing.assert_array_equal(tiny_hyper.decode_latents(stream), latents)
+        assert tiny_hyper.decode(container.write(stream)).shape == (80, 64, 3)
+
+
+def test_a_tiny_file_cannot_declare_a_huge_image(tiny_hyper: Model) -> None:
+    for chunk in ((container.LATENTS, bytes(400)), (container.TILES, container.pack_tiles([b""] * 16, 4096))):
+        data = container.write(container.Stream(tiny_hyper.hash, 1, 13_000, 13_000, (chunk,), container.HYPERPRIOR))
+        with pytest.raises(FormatError, match="too few for the latents of the declared dimensions"):
+            tiny_hyper.decode(data)
+
+
+def test_latents_beyond_what_there_can_be_are_an_error(tiny_hyper: Model) -> None:
+    for value in (np.nan, np.inf, 40_000.0):
+        y = np.zeros((12, 3, 3), np.float32)
+        y[5, 1, 1] = value
+        with pytest.raises(ModelError, match="out of range"):
+            tiny_hyper.entropy.encode(y, 1)
+
+
+def changed_tensors(change: str) -> dict[str, torch.Tensor]:
+    tensors = tiny_hyper_tensors()
+    last = "slices.1.last"
+    if change == "missing":
+        del tensors["slices.2.context.weight"]
+    elif change == "shape":
+        tensors[f"{last}.weight"] = tensors[f"{last}.weight"][:, :3].contiguous()
+    elif change == "floats":
+        tensors[f"{last}.weight"] = tensors[f"{last}.weight"].float()
+    elif change == "sums":
+        tensors["slices.2.context.weight"] = torch.full_like(tensors["slices.2.context.weight"], 1 << 24, dtype=torch.int32)
+    elif change == "64 bits":
+        tensors[f"{last}.bias"] = torch.full_like(tensors[f"{last}.bias"], -(1 << 63), dtype=torch.int64)
+    elif change == "shift":
+        tensors[f"{last}.shift"] = torch.tensor(0, dtype=torch.int32)
+    elif change == "spread":
+        tensors["spread"][3] = 11
+    elif change == "z_steps":
+        tensors["z_steps"][0, 0] = 0
+    elif change == "shape.steps":
+        tensors["shape.steps"][79] = -5
+    elif change == "log2_steps":
+        tensors["log2_steps"][0, 0] = (1 << 24) + 1
+    elif change == "features_bias":
+        tensors["features_bias"][0, 0] = -(1 << 31)
+    elif change == "shape.cdf":
+        tensors["shape.cdf"][5] = 1 << 29
+    elif change == "shape.grid":
+        tensors["shape.grid"] = tensors["shape.grid"][:50].contiguous()
+    elif change == "z_density":
+        tensors["z_density.scale"] = tensors["z_density.scale"][:3].contiguous()
+        tensors["z_density.cdf"] = tensors["z_density.cdf"][:3].contiguous()
+    elif change == "analysis":
+        tensors["hyper_analysis.conv2.weight"][0, 0, 0, 0] = float("inf")
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["missing", "shape", "floats", "sums", "64 bits", "shift", "spread", "z_steps", "shape.steps", "log2_steps", "features_bias",
+     "shape.cdf", "shape.grid", "z_density", "analysis"],
+)  # fmt: skip
+def test_damaged_model_files(change: str) -> None:
+    data = models.to_bytes(changed_tensors(change), hyper_metadata())
+    with pytest.raises(ModelError, match="bad: not a usable model") as error:
+        models.from_bytes(data, "bad")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"profile": "psychic"},
+        {"sizes": None},
+        {"sizes": {"side": 4}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "slices": [4, 3]}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "slices": [12, 0]}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "slices": []}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "slices": 12}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "slices": [20, -8]}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "width": 10**9}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "width": 4096}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "width": 9.0}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "kernel": 5}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "depth": 3}},
+    ],
+)
+def test_metadata_that_do_not_fit(claim: dict[str, object]) -> None:
+    data = models.to_bytes(tiny_hyper_tensors(), json.loads(json.dumps({**hyper_metadata(), **claim})))
+    with pytest.raises(ModelError, match="bad: not a usable model"):
+        models.from_bytes(data, "bad")
+
+
+def test_the_file_says_what_its_sizes_are(tiny_hyper: Model) -> None:
+    assert sizes_of(tiny_hyper.metadata) == TINY_SIZES
+    assert tiny_hyper.entropy.sizes == TINY_SIZES
+    assert load(tiny_hyper_bytes())["slices.0.features.weight"].dtype == torch.int16
+
+
+def test_info_tells_side_information_from_latents(
+    tiny_hyper: Model, photograph: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file = tmp_path / "m.safetensors", tmp_path / "x.rdae"
+    model.write_bytes(tiny_hyper_bytes())
+    sizes = []
+    for tile in (0, 128):
+        encoder = Encoder(tiny_hyper, pictures.from_array(photograph), tile=tile)
+        data = encoder.encode(2)
+        file.write_bytes(data)
+        assert cli.main(["info", str(file), "--model", str(model), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["profile"] == "hyperprior" and facts["model"] is None
+        parts = facts["bytes"]
+        assert parts["side information"] + parts["latents"] + parts["header"] == parts["total"] == len(data)
+        ideal = sum(tiny_hyper.entropy.bits(y, 2)[0] for _, y in encoder._tiles()) / 8
+        assert abs(parts["side information"] - ideal) < 1
+        sizes.append(parts["side information"])
+    assert sizes[0] != sizes[1] and min(sizes) > 100
+    assert cli.main(["info", str(file)]) == 0
+    line = capsys.readouterr().out
+    assert "profile hyperprior" in line and "side information" not in line  # nobody knows, without the model
+    model.write_bytes(tiny_hyper_bytes(seed=1))
+    assert cli.main(["info", str(file), "--model", str(model)]) == 2
+    assert "another model" in capsys.readouterr().err
+
+
+def test_info_needs_no_torch(tiny_hyper: Model, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(tiny_hyper_bytes())
+    (tmp_path / "x.rdae").write_bytes(tiny_hyper.encode(np.zeros((20, 20, 3), np.uint8)))
+    program = "import sys\nfrom codec import cli\ncli.main(sys.argv[1:])\nprint('torch' in sys.modules)"
+    command = [sys.executable, "-c", program, "info", str(tmp_path / "x.rdae"), "--model", str(tmp_path / "m.safetensors")]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "side information" in lines[0] and lines[-1] == "False"
