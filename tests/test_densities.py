@@ -46,7 +46,7 @@ def test_tables_are_samples_of_the_smoothed_density(rung: rungs.Rung) -> None:
 def test_channels_without_information_are_counted(photograph: np.ndarray) -> None:
     model = from_bytes(tiny_model_bytes(), "tiny")
     model.analysis.conv3.weight[3:5] = 0
-    model.density.scale[3:5] = 1  # all mass within a small part of a step
+    model.entropy.density.scale[3:5] = 1  # all mass within a small part of a step
     row, n = tool.row_of(rungs.Rung(model, 3, 0.013), {"x": photograph[:128, :160]})
     assert n.shape == (12, 80) and (row["channels"], row["informative"]) == (12, 10)
     assert (np.array(row["bits_per_latent"])[3:5] < 0.001).all()

@@ -18,7 +18,7 @@ from tools import densities, elbo, gdn, gradient_variance, noise_vs_rounding, ru
 
 def test_the_float_density_gives_the_probabilities_of_the_tables(tiny_model: Model) -> None:
     for rung in (rungs.Rung(tiny_model, quality, 0.013) for quality in (1, 3)):
-        tables = tiny_model.tables(rung.quality)
+        tables = tiny_model.entropy.tables(rung.quality)
         k = torch.arange(-40, 41, dtype=torch.float64).expand(tiny_model.latents, 1, -1)
         probability = 2 ** -rung.bits(k[None])[0, :, 0].numpy()
         for channel, counts in enumerate(tables.counts):

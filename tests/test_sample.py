@@ -37,7 +37,7 @@ def test_symbols_come_as_often_as_their_tables_say() -> None:
 
 
 def test_the_code_length_of_draws_is_the_priors_entropy(tiny_model: Model) -> None:
-    tables = tiny_model.tables(2)
+    tables = tiny_model.entropy.tables(2)
     symbols = tool.draw_symbols(tables, (60, 70), np.random.default_rng(1))
     per_latent = tables.bits(symbols) / 4200
     np.testing.assert_allclose(per_latent, tool.entropy_of(tables), atol=0.12)

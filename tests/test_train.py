@@ -158,6 +158,11 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
         (["--lambda", "nan"], "positive"),
         (["--lambda", "0.02", "0.01"], "rise"),
         (["--lambda", "0.02", "0.02"], "rise"),
+        (
+            ["--entropy", "hyperprior", "--slices", "4", "4", "--quantiser", "mixed"],
+            "--slices: 4 + 4 must be positive and add up to --latents 12",
+        ),
+        (["--entropy", "hyperprior", "--slices", "4", "8"], "--entropy hyperprior: needs --quantiser mixed"),
         (["--crop", "100"], "--crop: 100 is not a positive multiple of 16"),
         (["--early-crop", "8"], "multiple of 16"),
         (["--steps", "0"], "--steps: must be at least 1"),
@@ -394,6 +399,22 @@ def test_soap_sees_phases_as_an_axis_and_moves_the_parameters_themselves() -> No
 def test_random_filters_can_be_the_start(tmp_path: Path) -> None:
     assert train(tmp_path, "--steps", "20", "--init", "orthogonal", "--lr", "0.02") == 0
     assert json.loads((tmp_path / "lambda-0.013" / "config.json").read_text())["init"] == "orthogonal"
+
+
+def test_a_hyperprior_is_trained_resumed_and_frozen(tmp_path: Path, photograph: np.ndarray) -> None:
+    settings = ["--entropy", "hyperprior", "--slices", "4", "8", "--quantiser", "mixed", "--variable-rate", "--lambda", "0.003", "0.03"]
+    settings += ["--allocate-every", "10", "--crop", "64", "--early-steps", "0", "--lr", "0.002"]
+    assert train(tmp_path / "once", *settings, "--steps", "40") == 0
+    assert train(tmp_path / "twice", *settings, "--steps", "15", "--decay", "0") == 0
+    (tmp_path / "twice" / "variable-rate" / MODEL).unlink()
+    assert train(tmp_path / "twice", *settings, "--steps", "40", "--resume") == 0
+    once, twice = (torch.load(tmp_path / name / "variable-rate" / LAST, weights_only=True) for name in ("once", "twice"))
+    assert all(torch.equal(once["model"][k], twice["model"][k]) for k in once["model"])
+    model = codec.load(tmp_path / "once" / "variable-rate" / MODEL)
+    assert model.metadata["profile"] == "hyperprior" and model.qualities == 100
+    sizes = [len(model.encode(photograph, q)) for q in (1, 50, 100)]
+    assert sizes == sorted(sizes)
+    assert model.decode(model.encode(photograph)).shape == photograph.shape
 
 
 def test_scalars_pictures_and_real_files_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def smoothed_at(rung: Rung, channel: int, n: Floats) -> Floats:
 
 def table_at(rung: Rung, channel: int, k: npt.NDArray[np.int64]) -> Floats:
     """P(k) in the integer tables that files are coded with; zero for symbols that are escaped."""
-    tables = rung.model.tables(rung.quality)
+    tables = rung.tables
     counts = (np.asarray(tables.counts[channel])[:-1] + 1) / (1 << PRECISION)
     index = k - tables.lowest[channel]
     inside = (index >= 0) & (index < len(counts))
@@ -75,7 +75,7 @@ def row_of(rung: Rung, images: dict[str, Pixels]) -> tuple[dict[str, Any], Float
     """(what is written of a rung, its latents)."""
     n = latents(rung, images)
     pixels = sum(image.shape[0] * image.shape[1] for image in images.values())
-    bits = rung.model.tables(rung.quality).bits(np.rint(n).astype(np.int32)[:, None])
+    bits = rung.tables.bits(np.rint(n).astype(np.int32)[:, None])
     code = bits / n.shape[1]
     deviation, zero = n.std(axis=1), (np.rint(n) == 0).mean(axis=1)
     informative = code > INFORMATIVE

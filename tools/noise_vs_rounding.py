@@ -46,7 +46,7 @@ def terms(rung: Rung, image: Pixels, generator: torch.Generator, draws: int = 4)
     symbols = rung.model.quantise(rung.model.analyse(image), rung.quality)
     rounded = torch.from_numpy(symbols).double()
     soft = torch.stack([rung.bits(z[None])[0].sum(dim=(1, 2)) for z in noisy]).mean(dim=0)
-    hard = torch.from_numpy(rung.model.tables(rung.quality).bits(symbols))
+    hard = torch.from_numpy(rung.tables.bits(symbols))
     data = rung.model.encode(image, rung.quality)
     decoded = decoder.decode(rung.model, container.read(data)).pixels
     whole = {

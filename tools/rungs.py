@@ -33,8 +33,11 @@ from torch import Tensor
 from codec import image as image_files
 from codec import model as codec_model
 from codec import registry, tiles
-from codec.density import CDF_BITS, STEP_BITS, Density, start_log_mass
+from codec.coder import Tables
+from codec.density import Density, start_log_mass
 from codec.errors import ImageError, ModelError, RdaeError
+from codec.factorized import Factorized
+from codec.frozen import CDF_BITS, STEP_BITS
 from codec.model import Model
 from codec.tiles import Box
 from codec.transforms import STRIDE
@@ -69,6 +72,11 @@ class Rung:
     def variance(self) -> float:
         """σ² in grey levels squared of the Gaussian likelihood that makes bits per pixel + λ·MSE an ELBO: see `tools.elbo`."""
         return 3 / (2 * math.log(2) * self.lambda_)
+
+    @property
+    def tables(self) -> Tables:
+        """The integer coding tables."""
+        return factorized(self.model).tables(self.quality)
 
     def analyse(self, image: Pixels) -> Tensor:
         """Latents n = y / Δ before quantisation, M×h×w float64, of an image H×W×3 uint8."""
@@ -110,7 +118,7 @@ def _latents(model: Model, pixels: bytes, shape: tuple[int, ...]) -> Tensor:
 @lru_cache(maxsize=16)
 def density_of(model: Model) -> Density:
     """The frozen density as the differentiable one that it came from, in float64."""
-    frozen = model.density
+    frozen = factorized(model).density
     density = Density(len(frozen.scale)).double().requires_grad_(False)
     cdf = torch.from_numpy(frozen.cdf / (1 << CDF_BITS))
     edges = torch.cat([torch.zeros(len(cdf), 1), cdf, torch.ones(len(cdf), 1)], dim=1).double()
@@ -119,6 +127,13 @@ def density_of(model: Model) -> Density:
     density.log_scale.copy_(torch.from_numpy(frozen.scale / (1 << STEP_BITS)).log())
     density.grid.copy_(torch.from_numpy(frozen.grid / (1 << STEP_BITS)))
     return density
+
+
+def factorized(model: Model) -> Factorized:
+    """The entropy model, one density for each channel. Raises `ModelError` for another profile: the theory is about this one."""
+    if not isinstance(model.entropy, Factorized):
+        raise ModelError(f"model {model.name} has side information: the theory's tools are for models with one density for each channel")
+    return model.entropy
 
 
 def lambda_at(model: Model, quality: int) -> float:
@@ -134,9 +149,10 @@ def lambda_at(model: Model, quality: int) -> float:
 
 
 def default_models() -> list[str]:
-    """The models that ship and those in data/models, as far as they were trained for squared error."""
+    """Those that ship and those in data/models, if they have one density for each channel and were trained for squared error."""
     names = [*registry.models(), *map(str, sorted((ROOT / "data" / "models").glob("*.safetensors")))]
-    return [name for name in names if codec_model.load(name).metadata.get("distortion", "mse") == "mse"]
+    models = {name: codec_model.load(name) for name in names}
+    return [name for name, m in models.items() if isinstance(m.entropy, Factorized) and m.metadata.get("distortion", "mse") == "mse"]
 
 
 def ladder(models: Sequence[str], qualities: Sequence[int] = ()) -> list[Rung]:

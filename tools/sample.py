@@ -66,7 +66,7 @@ def pictures(rung: Rung, image: Pixels, seed: int) -> dict[str, tuple[Pixels, fl
     height, width = image.shape[:2]
     generator = np.random.default_rng(seed)
     symbols = rung.model.quantise(rung.model.analyse(image), rung.quality)
-    tables = rung.model.tables(rung.quality)
+    tables = rung.tables
     rows, columns = symbols.shape[1:]
     versions = {
         "a photograph, coded": symbols,
@@ -116,9 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         name, image = next(iter(rungs.read_images(arguments.images).items()))
         made = pictures(rung, image, arguments.seed)
         rungs.save(sheet(made), out.parent, out.stem, photographs=True)
-        entropy = (
-            float(entropy_of(rung.model.tables(rung.quality)).sum()) * np.prod(rung.analyse(image).shape[1:]) / np.prod(image.shape[:2])
-        )
+        entropy = float(entropy_of(rung.tables).sum()) * np.prod(rung.analyse(image).shape[1:]) / np.prod(image.shape[:2])
         result = {"model": rung.name, "lambda": rung.lambda_, "image": name, "seed": arguments.seed, "prior_entropy_bpp": float(entropy)}
         result["pictures"] = [{"title": t, "bpp": bpp, "block_correlation": neighbours(p)} for t, (p, bpp) in made.items()]
         rungs.write_json(result, out.parent, out.stem)

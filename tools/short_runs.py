@@ -171,7 +171,7 @@ def draw_vae(result: dict[str, Any], runs: Path, image: Pixels, seed: int, out: 
     name = f"lambda-{LAMBDAS[1]:g}"
     rung, model = rungs.ladder([str(runs / "rd" / name / MODEL)])[0], vae.load(runs / "vae" / name / MODEL)
     height, width = rung.analyse(image).shape[1:]
-    drawn = draw_symbols(rung.model.tables(1), (height, width), np.random.default_rng(seed))
+    drawn = draw_symbols(rung.tables, (height, width), np.random.default_rng(seed))
     with torch.inference_mode():
         mean, _ = model.posterior(rungs.to_tensor(image)[None].float() / 255)
         pictures = [

@@ -35,6 +35,8 @@ class Config:
     lambdas: tuple[float, ...] = _option((0.013,), "Lagrange multipliers, in rising order")
     filters: int = _option(128, "N, channels of the hidden layers")
     latents: int = _option(192, "M, channels of the latents")
+    entropy: str = _option("factorized", "entropy model: profile 1, or profile 2", choices=("factorized", "hyperprior"))
+    slices: tuple[int, ...] = _option((32, 32, 64, 64), "with --entropy hyperprior: latents that are coded together; their sum is M")
     steps: int = _option(20_000, "optimiser steps")
     batch: int = _option(8, "crops in a step, over all processes")
     crop: int = _option(256, "side of a crop in pixels, a multiple of 16")
@@ -83,6 +85,11 @@ class Config:
         for name in ("filters", "latents", "steps", "batch", "validate_every", "save_every", "files_every", "held_out"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be at least 1")
+        if self.entropy == "hyperprior":
+            if min(self.slices) < 1 or sum(self.slices) != self.latents:
+                raise ConfigError(f"--slices: {' + '.join(map(str, self.slices))} must be positive and add up to --latents {self.latents}")
+            if self.objective != "rd" or self.normalisation != "gdn" or self.quantiser != "mixed":
+                raise ConfigError("--entropy hyperprior: needs --quantiser mixed, --normalisation gdn and --objective rd")
         for name in ("lr", "adam_lr", "density_lr"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
@@ -116,7 +123,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**dataclasses.asdict(self), "lambdas": list(self.lambdas)}
+        return {**dataclasses.asdict(self), "lambdas": list(self.lambdas), "slices": list(self.slices)}
 
 
 FREE_TO_CHANGE = {"steps", "decay", "validate_every", "save_every", "files_every", "threads", "data", "device", "compile"}
@@ -136,6 +143,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = f.metadata["help"]
         if f.name == "lambdas":
             parser.add_argument("--lambda", dest="lambdas", type=float, nargs="+", metavar="λ", help=f"{text} (default: 0.013)")
+        elif f.name == "slices":
+            shown = " ".join(map(str, Config.slices))
+            parser.add_argument("--slices", type=int, nargs="+", metavar="X", help=f"{text} (default: {shown})")
         elif f.type == "bool":
             parser.add_argument(f"--{f.name.replace('_', '-')}", action="store_const", const=True, help=text)
         else:
@@ -159,7 +169,7 @@ def resolve(arguments: argparse.Namespace, file: Path | None) -> Config:
             raise ConfigError(f"{file}: unknown setting {unknown[0]!r}")
     values.update({name: value for name, value in vars(arguments).items() if name in names and value is not None})
     for f in dataclasses.fields(Config):
-        if f.name in values and f.name != "lambdas":
+        if f.name in values and f.name not in ("lambdas", "slices"):
             kind = {"int": int, "float": (int, float), "bool": bool}.get(str(f.type), str)
             if not isinstance(values[f.name], kind) or (isinstance(values[f.name], bool) and f.type != "bool"):
                 raise ConfigError(f"{f.name}: {values[f.name]!r} is not {'a number' if f.type in ('int', 'float') else f'a {f.type}'}")
@@ -167,6 +177,10 @@ def resolve(arguments: argparse.Namespace, file: Path | None) -> Config:
         values["lambdas"] = tuple(float(v) for v in values.get("lambdas", Config.lambdas))
     except (TypeError, ValueError) as error:
         raise ConfigError("--lambda: every λ must be a positive number") from error
+    try:
+        values["slices"] = tuple(int(v) for v in values.get("slices", Config.slices))
+    except (TypeError, ValueError) as error:
+        raise ConfigError("--slices: every slice must be a positive number of latents") from error
     config = Config(**values)
     config.check()
     return config

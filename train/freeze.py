@@ -20,7 +20,9 @@ from codec.errors import ModelError
 from codec.factorized import Factorized
 from codec.frozen import CDF_BITS, STEP_BITS
 from codec.model import Model
+from train import freeze_hyper
 from train.config import Config
+from train.hyper import HyperModel
 from train.objective import LATENT_SCALE, RateDistortion
 
 WEIGHTS = "rdae-weights-1"
@@ -59,6 +61,8 @@ def steps_of(model: RateDistortion) -> Tensor:
 
 def tensors_of(model: RateDistortion) -> dict[str, Tensor]:
     """All tensors of the model file."""
+    if isinstance(model, HyperModel):
+        return {**transform_tensors(model), "steps": steps_of(model), **freeze_hyper.tensors(model, QUALITIES)}
     frozen = freeze(model.density)
     return {
         **transform_tensors(model),
@@ -69,10 +73,11 @@ def tensors_of(model: RateDistortion) -> dict[str, Tensor]:
     }
 
 
-def _metadata(config: Config) -> dict[str, Any]:
+def _metadata(model: RateDistortion, config: Config) -> dict[str, Any]:
     """What a model says of itself, apart from where it comes from. The default quality is the middle of the ladder."""
+    profile = freeze_hyper.metadata(model) if isinstance(model, HyperModel) else {"profile": "factorized"}
     return {
-        "profile": "factorized",
+        **profile,
         "filters": config.filters,
         "latents": config.latents,
         "lambdas": list(config.lambdas),
@@ -83,7 +88,7 @@ def _metadata(config: Config) -> dict[str, Any]:
 
 def in_memory(model: RateDistortion, config: Config) -> Model:
     """The frozen model, without a file."""
-    return Model(tensors_of(model), _metadata(config), "0" * 64, "unsaved")
+    return Model(tensors_of(model), _metadata(model, config), "0" * 64, "unsaved")
 
 
 def measure(model: Model, crops: Tensor, quality: int) -> dict[str, float]:
@@ -105,7 +110,7 @@ def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, 
     settings.pop("data")
     frozen = in_memory(model, config)
     measured = measure(frozen, validation, frozen.default_quality)
-    metadata = {**_metadata(config), "training": {**settings, **provenance}, "measured_on_held_out_crops": measured}
+    metadata = {**_metadata(model, config), "training": {**settings, **provenance}, "measured_on_held_out_crops": measured}
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(codec_model.to_bytes(tensors_of(model), metadata))
     temporary.replace(path)

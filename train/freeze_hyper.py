@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +12,6 @@ from codec.density import HALF_KNOTS, SPACING, freeze
 from codec.fixedpoint import BITS, LIMIT
 from codec.frozen import CDF_BITS, STEP_BITS
 from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES
-from codec.model import Model
-from train.freeze import QUALITIES, steps_of, transform_tensors
 from train.hyper import HyperModel, Shape, at
 
 WEIGHT_LIMIT = (1 << 15) - 1
@@ -56,16 +53,18 @@ def frozen_shape(shape: Shape) -> dict[str, Tensor]:
     }
 
 
-def hyper_tensors(model: HyperModel) -> dict[str, Tensor]:
+def tensors(model: HyperModel, qualities: int) -> dict[str, Tensor]:
     """The entropy model's part of the model file."""
     rungs = model.log_gain.shape[0]
-    position = torch.linspace(0, rungs - 1, QUALITIES) if rungs > 1 else torch.zeros(1)
+    position = torch.linspace(0, rungs - 1, qualities) if rungs > 1 else torch.zeros(1)
     position = position.to(model.log_gain.device)
-    steps = steps_of(model)
     spread = model.log_spread.cpu()
-    out: dict[str, Tensor] = {"steps": steps, "spread": spread.round().to(torch.int32)}
+    out: dict[str, Tensor] = {"spread": spread.round().to(torch.int32)}
     with torch.no_grad():
-        out["log2_steps"] = ((steps.double().log2() - STEP_BITS) * (1 << BITS)).round().to(torch.int32)
+        # Of the steps as they are stored, in units of 2⁻¹⁶.
+        gain = model.gain(position)[:, :, 0, 0].double().cpu()
+        steps = ((1 << STEP_BITS) / gain).round().clamp(1, (1 << 31) - 1)
+        out["log2_steps"] = ((steps.log2() - STEP_BITS) * (1 << BITS)).round().to(torch.int32)
         z_gain = at(model.log_gain_z, position).double().cpu().exp()
         out["z_steps"] = ((1 << STEP_BITS) / z_gain).round().clamp(1, (1 << 31) - 1).to(torch.int32)
         bias = at(model.features_bias, position).double().cpu() * (1 << BITS)
@@ -86,24 +85,6 @@ def hyper_tensors(model: HyperModel) -> dict[str, Tensor]:
     return {**out, **frozen_shape(model.density)}
 
 
-def tensors_of(model: HyperModel) -> dict[str, Tensor]:
-    """All tensors of the model file."""
-    return {**transform_tensors(model), **hyper_tensors(model)}
-
-
-def metadata_of(model: HyperModel, lambdas: tuple[float, ...], distortion: str = "mse") -> dict[str, Any]:
-    """What a model says of itself, apart from where it comes from. The default quality is the middle of the ladder."""
-    return {
-        "profile": "hyperprior",
-        "filters": model.analysis.conv1.out_channels,
-        "latents": int(np.sum(model.sizes.slices)),
-        "sizes": {**dataclasses.asdict(model.sizes), "slices": list(model.sizes.slices)},
-        "lambdas": list(lambdas),
-        "distortion": distortion,
-        "default_quality": 1 if len(lambdas) == 1 else QUALITIES // 2,
-    }
-
-
-def in_memory(model: HyperModel, lambdas: tuple[float, ...]) -> Model:
-    """The frozen model, without a file."""
-    return Model(tensors_of(model), metadata_of(model, lambdas), "0" * 64, "unsaved")
+def metadata(model: HyperModel) -> dict[str, Any]:
+    """What a model says of its profile."""
+    return {"profile": "hyperprior", "sizes": {**dataclasses.asdict(model.sizes), "slices": list(model.sizes.slices)}}

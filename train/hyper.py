@@ -9,7 +9,7 @@ What stands in for rounding, and why:
 - *The rate* is that of the latents with additive uniform noise, -log2 p((y - μ)/Δ + u), as in profile 1: it is a smooth function
   of y, μ, σ and Δ, and rounding inside a likelihood has no useful gradient.
 - *What the networks of later slices and the synthesis see* is really rounded, ŷ = round((y - μ)/Δ) Δ + μ, with the gradient of y
-  (straight through; for Δ see `objective.rounded`). Where a latent is rounded to its mean, nothing of it reaches the decoder; with
+  (straight through). Where a latent is rounded to its mean, nothing of it reaches the decoder; with
   noise, something always would, and the networks would come to rely on what they will not have.
 - The side information z follows the same two rules. Its noise is made of that for y, so a step depends on nothing else.
 """

@@ -25,8 +25,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from codec.hyperprior import Sizes
 from train import allocation, data, freeze, initialise
 from train.config import Config, difference
+from train.hyper import HyperModel
 from train.objective import REFERENCE_LAMBDA, RateDistortion, Rectifier
 from train.optim import Muon, adam, soap
 from train.vae import GaussianVAE
@@ -77,11 +79,19 @@ def weights_of(lambdas: Tensor) -> Tensor:
     return (REFERENCE_LAMBDA / lambdas).sqrt() if len(lambdas) > 1 else torch.ones_like(lambdas)
 
 
+def sizes_for(config: Config) -> Sizes:
+    """Widths of the hyperprior's networks, in proportion to those of the transforms."""
+    n = config.filters
+    return Sizes(side=max(1, n // 2), analysis=n, synthesis=max(1, 3 * n // 4), features=n, slices=config.slices, width=n)
+
+
 def network(config: Config) -> RateDistortion | GaussianVAE:
     """What the configuration describes, untrained; a `GaussianVAE` is called and returns as a `RateDistortion`."""
     gdn = GDN if config.normalisation == "gdn" else Rectifier
     if config.objective == "vae":
         return GaussianVAE(config.filters, config.latents, config.prior, gdn)
+    if config.entropy == "hyperprior":
+        return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config))
     return RateDistortion(config.lambdas, config.filters, config.latents, config.quantiser == "mixed", gdn)
 
 
@@ -106,17 +116,21 @@ class Trainer:
                 raise TrainingError(f"the weights to start from are of another shape: {str(error).splitlines()[1].strip()}") from error
         elif config.init == "klt":
             initialise.karhunen_loeve(model, self._some_crops())
+        if isinstance(model, HyperModel) and "log_spread" not in (start or {}):
+            with torch.no_grad():
+                model.calibrate(torch.cat([model.latents(x) for x in self._some_crops().split(4)]))
         if config.allocates:
             model.log_gain.requires_grad_(False)
         wrapped = fabric.setup_module(model)
         self.model = model
         self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
+        transforms = torch.nn.ModuleList([model.analysis, model.synthesis])
         if config.optimiser == "muon":
-            muon = Muon(model, config.lr)
+            muon = Muon(transforms, config.lr)
             rest = adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)
             self.optimisers: list[torch.optim.Optimizer] = [muon, rest]
         elif config.optimiser == "soap":
-            first, trained = soap(model, config.lr)
+            first, trained = soap(transforms, config.lr)
             self.optimisers = [first, adam(model, trained, config.adam_lr, config.density_lr)]
         else:
             self.optimisers = [adam(model, [], config.adam_lr, config.density_lr)]
@@ -277,7 +291,9 @@ class Trainer:
 
     def _allocate(self) -> None:
         """Set the gains to what measuring finds best for the mean of the weights."""
-        found = self.fabric.broadcast(allocation.log_gains(self.mean, self._some_crops(), self.config.lambdas, self.config.seed))
+        knows_where = isinstance(self.mean, HyperModel)
+        search = allocation.high_resolution_log_gains if knows_where else allocation.log_gains
+        found = self.fabric.broadcast(search(self.mean, self._some_crops(), self.config.lambdas, self.config.seed))
         for model in (self.model, self.mean):
             model.log_gain.copy_(found)
 

@@ -83,6 +83,12 @@ class RateDistortion(nn.Module):
             quantised = (torch.round(scaled) if noise is None else scaled + noise) / gain
             bits = self.density.bits(quantised, 1 / gain).sum(dim=(1, 2, 3))
             if self.mixed and noise is not None:
-                quantised = (scaled + (torch.round(scaled) - scaled).detach()) / gain
+                quantised = rounded(y, gain)
         restored = self.synthesis(quantised / unit).float()
         return bits, (restored - x).square().mean(dim=(1, 2, 3)), restored
+
+
+def rounded(y: Tensor, gain: Tensor) -> Tensor:
+    """ŷ = round(y · gain) / gain, of any shapes that broadcast; straight through, the gradient is that of y."""
+    scaled = y * gain
+    return (scaled + (torch.round(scaled) - scaled).detach()) / gain
