@@ -43,7 +43,7 @@ TABLES: Final = 80
 """Tables in all: σ/Δ from 1/16 to 588."""
 SPREADS: Final = (BITS - STEP_BITS, 10)
 """Range of the spreads, which are exponents of two."""
-BAND: Final = 2048
+BAND: Final = 512
 """Positions that the slices' networks work on at a time: few enough for the cache, and for memory with the largest images."""
 LATENT_LIMIT: Final = (1 << 31) - 1
 Integers = npt.NDArray[np.int64]
