@@ -30,7 +30,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from codec import container, fixedpoint
-from codec.coder import Reader, Symbols, Tables, Writer
+from codec.coder import PRECISION, Reader, Symbols, Tables, Writer
 from codec.errors import FormatError, ModelError
 from codec.fixedpoint import BITS, LIMIT, Layer
 from codec.frozen import STEP_BITS, FrozenDensity
@@ -175,6 +175,11 @@ class Hyperprior:
         """The tables for latents, from the narrowest to the widest; the same for all qualities."""
         return self.shape.tables(self._shape_steps)
 
+    @cached_property
+    def least_bits(self) -> float:
+        """Code length of the cheapest symbol of a latent."""
+        return min(float(-np.log2((f.max() + 1) / (1 << PRECISION))) for f in self.tables.counts)
+
     def z_tables(self, quality: int) -> Tables:
         """The tables for the side information, one for each of its channels."""
         if quality not in self._z_tables:
@@ -291,8 +296,7 @@ class Hyperprior:
 
     def check_length(self, data: bytes, quality: int, height: int, width: int) -> None:
         """Raises `FormatError` when a payload is too short for latents M×h×w."""
-        cheapest = min(float(-np.log2((f.max() + 1) / (1 << 24))) for f in self.tables.counts)
-        least = self.latents * height * width * cheapest + -(-height // 4) * -(-width // 4) * self.z_tables(quality).least_bits
+        least = self.latents * height * width * self.least_bits + -(-height // 4) * -(-width // 4) * self.z_tables(quality).least_bits
         if 8 * len(data) + 64 < 0.99 * least:
             raise FormatError(f"{len(data)} bytes are too few for the latents of the declared dimensions")
 
