@@ -17,6 +17,7 @@ from train import freeze, freeze_hyper
 from train.config import Config
 from train.freeze import steps_of
 from train.hyper import HyperModel, Shape
+from train.objective import RateDistortion
 
 LADDER = (0.0035, 0.013, 0.0483)
 CONFIG = Config(lambdas=LADDER, filters=8, latents=12, entropy="hyperprior", slices=(4, 4, 4), quantiser="mixed")
@@ -148,3 +149,33 @@ def test_a_frozen_shape_costs_nothing_against_the_learned_one() -> None:
         mass = np.interp((n + 0.5) * step, grid, cdf) - np.interp((n - 0.5) * step, grid, cdf)
         ideal = shape.bits(torch.from_numpy(n * step).float(), torch.tensor(step)).sum()
         assert -np.log2(mass.clip(1e-9)).sum() == pytest.approx(float(ideal), rel=1e-3)
+
+
+def test_training_goes_on_where_a_frozen_model_stands(trained: HyperModel, tmp_path: Path) -> None:
+    """Thawed, the networks code the same latents in the same bits as before, but for the rounding to integers and half precision."""
+    path = tmp_path / "frozen.safetensors"
+    path.write_bytes(models.to_bytes(freeze.tensors_of(trained), freeze._metadata(trained, CONFIG)))
+    thawed = HyperModel(LADDER, 8, 12, SIZES)
+    thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(path, LADDER, "hyperprior")})
+    thawed.requires_grad_(False)
+    assert torch.equal(thawed.log_spread, trained.log_spread)
+    y = trained.latents(picture()[None])
+    torch.testing.assert_close(thawed.latents(picture()[None]), y, rtol=0.01, atol=0.01)
+    for rung in (0.0, 1.0, 2.0):
+        before, after = ([float(bits) for bits in model.code(y, torch.tensor([rung]))[:2]] for model in (trained, thawed))
+        assert after[0] == pytest.approx(before[0], rel=0.005) and after[1] == pytest.approx(before[1], rel=0.02, abs=20)
+
+
+def test_other_models_take_only_the_transforms(trained: HyperModel, tmp_path: Path) -> None:
+    path = tmp_path / "frozen.safetensors"
+    path.write_bytes(models.to_bytes(freeze.tensors_of(trained), freeze._metadata(trained, CONFIG)))
+    factorized = RateDistortion(LADDER, 8, 12)
+    factorized.load_state_dict({**factorized.state_dict(), **freeze.weights_to_start_from(path, LADDER)})
+    with torch.no_grad():
+        x = picture()[None]
+        torch.testing.assert_close(
+            factorized.synthesis(factorized.analysis(x)), trained.synthesis(trained.analysis(x)), rtol=0.01, atol=0.01
+        )
+        # The same steps, in the latents' own units.
+        ours, theirs = ((m.log_gain + m.log_unit).exp() * m.analysis.conv3.weight.flatten(1).norm(dim=1) for m in (factorized, trained))
+    torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0)

@@ -99,7 +99,7 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
                 print(f"train: {out / MODEL}: done already", file=sys.stderr)
             else:
                 fabric = _fabric(config)
-                start = freeze.weights_to_start_from(start_file, config.lambdas) if start_file else None
+                start = freeze.weights_to_start_from(start_file, config.lambdas, config.entropy) if start_file else None
                 trainer = Trainer(config, out, fabric, start)
                 if (out / LAST).exists():
                     trainer.restore()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 from compressai.layers import GDN
@@ -15,14 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from codec import model as codec_model
-from codec.density import freeze, start_log_mass
+from codec.density import freeze
 from codec.errors import ModelError
 from codec.factorized import Factorized
-from codec.frozen import CDF_BITS, STEP_BITS
+from codec.frozen import STEP_BITS
+from codec.hyperprior import Hyperprior
 from codec.model import Model
 from train import freeze_hyper
 from train.config import Config
-from train.hyper import HyperModel
+from train.hyper import HyperModel, at
 from train.objective import LATENT_SCALE, RateDistortion
 
 WEIGHTS = "rdae-weights-1"
@@ -128,11 +130,11 @@ def weights_to_file(model: nn.Module, config: Config, provenance: dict[str, Any]
     temporary.replace(path)
 
 
-def weights_to_start_from(path: Path, lambdas: tuple[float, ...]) -> dict[str, Tensor]:
+def weights_to_start_from(path: Path, lambdas: tuple[float, ...], entropy: str = "factorized") -> dict[str, Tensor]:
     """Training weights from a frozen model, to begin another model with. Raises `ModelError`.
 
     A model for one λ takes over the steps of the frozen model at that λ, a ladder those at each of its rungs; away from the λ that
-    the frozen model knows, steps go as λ^-½.
+    the frozen model knows, steps go as λ^-½. Of an entropy model of another kind than the one to be trained nothing is taken.
     """
     model = codec_model.load(path)
     tensors = {name: t.float() for name, t in load_file(path).items()}
@@ -145,31 +147,34 @@ def weights_to_start_from(path: Path, lambdas: tuple[float, ...]) -> dict[str, T
         elif name.startswith(("analysis.", "synthesis.")):
             out[name] = tensor
     log_gain = _log_gains(model, path, lambdas)
-    # The unit of a latent is its step in the middle of the ladder, and the convolutions get weights near one again.
-    unit = log_gain[len(log_gain) // 2]
+    goes_on = entropy == "hyperprior" and isinstance(model.entropy, Hyperprior)
+    # The unit of a latent is its step in the middle of the ladder, and the convolutions get weights near one again. A hyperprior that
+    # is taken over knows the latents as they are.
+    unit = torch.zeros(model.latents) if goes_on else log_gain[len(log_gain) // 2]
     out["log_gain"] = log_gain - unit
     out["log_unit"] = unit + math.log(LATENT_SCALE)
     out["analysis.conv3.weight"] = out["analysis.conv3.weight"] / LATENT_SCALE
     out["synthesis.conv1.weight"] = out["synthesis.conv1.weight"] * LATENT_SCALE
-    if isinstance(model.entropy, Factorized):
-        density = model.entropy.density
-        cdf = torch.from_numpy(density.cdf / (1 << CDF_BITS))
-        edges = torch.cat([torch.zeros(len(cdf), 1), cdf, torch.ones(len(cdf), 1)], dim=1).double()
-        out["density.logits"] = (edges.diff(dim=1).clamp(min=2.0**-CDF_BITS).log() - start_log_mass()).float()
-        out["density.log_scale"] = torch.from_numpy(density.scale / (1 << STEP_BITS)).log().float() + unit
+    if goes_on:
+        out |= freeze_hyper.weights(model, load_file(path), torch.from_numpy(_positions(model, path, lambdas)).float())
+    elif entropy == "factorized" and isinstance(model.entropy, Factorized):
+        out |= freeze_hyper.density_weights(model.entropy.density)
+        out["density.log_scale"] += unit
     return out
+
+
+def _positions(model: Model, path: Path, lambdas: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """Where on the qualities of a frozen model, 0…Q-1, these λ lie; the nearest for those beyond."""
+    known = model.metadata.get("lambdas")
+    if not isinstance(known, list) or not known:
+        raise ModelError(f"{path}: the model does not say which λ it was trained for")
+    places = np.linspace(0, model.qualities - 1, len(known))
+    return np.asarray(np.interp(np.log(np.asarray(lambdas)), np.log(np.asarray(known)), places), np.float64)
 
 
 def _log_gains(model: Model, path: Path, lambdas: tuple[float, ...]) -> Tensor:
     """R×M logarithms of the reciprocal steps that a frozen model has, or would have, at these λ."""
-    known = model.metadata.get("lambdas")
-    if not isinstance(known, list) or not known:
-        raise ModelError(f"{path}: the model does not say which λ it was trained for")
-    log_gain = -torch.from_numpy(model.steps / (1 << STEP_BITS)).log().float()
-    target, rungs = np.log(np.asarray(lambdas)), np.log(np.asarray(known))
-    position = np.interp(target, rungs, np.linspace(0, len(log_gain) - 1, len(known)))
-    low = np.clip(np.floor(position).astype(np.int64), 0, max(len(log_gain) - 2, 0))
-    high = np.minimum(low + 1, len(log_gain) - 1)
-    weight = torch.from_numpy(position - low).float()[:, None]
-    beyond = torch.from_numpy(0.5 * (target - np.clip(target, rungs[0], rungs[-1]))).float()
-    return torch.lerp(log_gain[low], log_gain[high], weight) + beyond[:, None]
+    position = torch.from_numpy(_positions(model, path, lambdas)).float()
+    known = model.metadata["lambdas"]
+    beyond = 0.5 * np.log(np.asarray(lambdas) / np.clip(np.asarray(lambdas), known[0], known[-1]))
+    return at(-torch.from_numpy(model.steps / (1 << STEP_BITS)).log().float(), position) + torch.from_numpy(beyond).float()[:, None]

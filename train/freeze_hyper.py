@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from codec.density import HALF_KNOTS, SPACING, freeze
+from codec.density import HALF_KNOTS, SPACING, freeze, start_log_mass
 from codec.fixedpoint import BITS, LIMIT
-from codec.frozen import CDF_BITS, STEP_BITS
-from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES
+from codec.frozen import CDF_BITS, STEP_BITS, FrozenDensity
+from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Hyperprior
+from codec.model import Model
 from train.hyper import HyperModel, Shape, at
 
 WEIGHT_LIMIT = (1 << 15) - 1
@@ -88,3 +90,59 @@ def tensors(model: HyperModel, qualities: int) -> dict[str, Tensor]:
 def metadata(model: HyperModel) -> dict[str, Any]:
     """What a model says of its profile."""
     return {"profile": "hyperprior", "sizes": {**dataclasses.asdict(model.sizes), "slices": list(model.sizes.slices)}}
+
+
+def density_weights(density: FrozenDensity) -> dict[str, Tensor]:
+    """Training weights of a frozen density."""
+    cdf = torch.from_numpy(density.cdf / (1 << CDF_BITS))
+    edges = torch.cat([torch.zeros(len(cdf), 1), cdf, torch.ones(len(cdf), 1)], dim=1).double()
+    return {
+        "density.logits": (edges.diff(dim=1).clamp(min=2.0**-CDF_BITS).log() - start_log_mass()).float(),
+        "density.log_scale": torch.from_numpy(density.scale / (1 << STEP_BITS)).log().float(),
+    }
+
+
+def weights(model: Model, file: Mapping[str, Tensor], rungs: Tensor) -> dict[str, Tensor]:
+    """Training weights of a frozen entropy model, to go on from: the inverse of `tensors`, up to what rounding took.
+
+    `file` holds the tensors of the model's file, `rungs` where on its qualities (0…Q-1, real) each λ lies.
+    """
+    entropy = model.entropy
+    assert isinstance(entropy, Hyperprior)
+    out: dict[str, Tensor] = {}
+    for name, tensor in file.items():
+        if name.endswith(".shift"):
+            layer, shift = name.removesuffix(".shift"), int(tensor)
+            out[f"{layer}.weight"] = file[f"{layer}.weight"].float() / 2**shift
+            out[f"{layer}.bias"] = file[f"{layer}.bias"].float() / 2 ** (BITS + shift)
+            context = f"{layer.rpartition('.')[0]}.context.weight"
+            if layer.endswith(".features") and context in file:
+                out[context] = file[context].float() / 2**shift
+        elif name.startswith("hyper_analysis."):
+            out[name] = tensor.float()
+    spread = file["spread"].float()
+    out["log_spread"] = spread
+    out["hyper_analysis.conv1.weight"] = out["hyper_analysis.conv1.weight"] * torch.exp2(spread)[:, None, None]
+    out["features_bias"] = at(file["features_bias"].float() / (1 << BITS), rungs)
+    out["log_gain_z"] = -at((file["z_steps"].double() / (1 << STEP_BITS)).log().float(), rungs)
+    out |= {f"z_{name}": tensor for name, tensor in density_weights(entropy.z_density).items()}
+    out["density.logits"] = _shape_logits(file["shape.grid"], file["shape.cdf"])
+    return out
+
+
+def _shape_logits(grid: Tensor, cdf: Tensor) -> Tensor:
+    """Corrections to the shape's starting densities, from its frozen F at the knots and between them."""
+    start = Shape()
+    middle = len(grid) // 2
+    u, above = grid[middle:].double() / (1 << STEP_BITS), 1 - cdf[middle:].double() / (1 << CDF_BITS)
+    centre = (u[1:] + u[:-1]) / 2
+    density = -above.diff() / u.diff()
+    # Linear within each piece: what its first and last parts hold says how it goes on to the knots.
+    first, last = density[::FINER], density[FINER - 1 :: FINER]
+    slope = (last - first) / (centre[FINER - 1 :: FINER] - centre[::FINER])
+    inner = first - slope * (centre[::FINER] - u[:-1:FINER])
+    outer = last + slope * (u[FINER::FINER] - centre[FINER - 1 :: FINER])
+    knots = torch.cat([inner[:1], (inner[1:] + outer[:-1]) / 2, outer[-1:]]).clamp(min=2.0**-CDF_BITS)
+    # Only their ratios matter.
+    logits = knots.log() - start.start.double()
+    return (logits - logits[0]).float()
