@@ -35,7 +35,7 @@ def tiny_model_bytes(filters: int = 8, latents: int = 12, steps: tuple[float, ..
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
-    return from_bytes(tiny_model_bytes(), "tiny")
+    return from_bytes(tiny_model_bytes(), "tiny", "fp32")
 
 
 @pytest.fixture(scope="session")
