@@ -31,10 +31,10 @@ LUMA: Final = (0.299, 0.587, 0.114)
 
 
 @lru_cache(maxsize=1)
-def best_precision() -> str:
-    """bf16 where the processor multiplies it, which Linux tells; else fp32."""
+def best_precision(processor: Path = Path("/proc/cpuinfo")) -> str:
+    """bf16 where the processor multiplies it, which Linux tells in a file; else fp32."""
     try:
-        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
+        with processor.open(encoding="ascii", errors="replace") as lines:
             flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     except OSError:
         return "fp32"
@@ -51,10 +51,11 @@ def check_precision(name: str) -> str:
 class Transforms:
     """Analysis and synthesis of one model, in one precision."""
 
-    def __init__(self, analysis: dict[str, Tensor], synthesis: dict[str, Tensor], precision: str) -> None:
+    def __init__(self, analysis: dict[str, Tensor], synthesis: dict[str, Tensor], precision: str, device: str = "cpu") -> None:
         """The tensors are named as in `transforms.analysis` and `transforms.synthesis`."""
         self.dtype = PRECISIONS[precision]
-        a, s = analysis, synthesis
+        self.device = torch.device(device)
+        a, s = ({name: tensor.to(self.device) for name, tensor in part.items()} for part in (analysis, synthesis))
         first = self._typed(a["conv1.weight"] / 255)
         self._down = [(first, a["conv1.bias"].to(self.dtype)), (self._typed(a["conv2.weight"]), a["conv2.bias"].to(self.dtype))]
         self._gdn = [self._norm(a, name) for name in ("gdn1", "gdn2")]
@@ -75,19 +76,19 @@ class Transforms:
     @torch.inference_mode()
     def analyse(self, pixels: Tensor) -> Tensor:
         """Pixels H×W×3, or grey H×W, uint8, to latents M×H/16×W/16, float32."""
-        x = pixels.to(self.dtype).sub_(127.5)
+        x = pixels.to(self.device).to(self.dtype).sub_(127.5)
         x = (x if x.dim() == 3 else x[..., None].expand(-1, -1, 3).contiguous()).permute(2, 0, 1)[None]
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             y = _gdn(F.conv2d(x, *self._down[0], stride=4, padding=4), *self._gdn[0])
             y = _gdn(F.conv2d(y, *self._down[1], stride=2, padding=2), *self._gdn[1])
             y = F.conv2d(y, self._latents, stride=2, padding=2)
-        return y[0].float()
+        return y[0].float().cpu()
 
     @torch.inference_mode()
     def synthesise(self, y: Tensor, rows: slice, columns: slice, grey: bool = False) -> Tensor:
         """Latents M×H×W, float32, to the pixels of some rows and columns of them: 16h×16w×3 uint8, grey 16h×16w."""
-        x = y.permute(1, 2, 0).to(self.dtype, memory_format=torch.contiguous_format).permute(2, 0, 1)[None]
-        with torch.autocast("cpu", enabled=False):
+        x = y.to(self.device).permute(1, 2, 0).to(self.dtype, memory_format=torch.contiguous_format).permute(2, 0, 1)[None]
+        with torch.autocast(self.device.type, enabled=False):
             for (weight, bias), norm in zip(self._up, self._igdn, strict=True):
                 x = _shuffled_igdn(F.conv2d(x, weight, bias, padding=1), *norm)
             x = F.conv2d(x, self._pixels, padding=1)
@@ -96,11 +97,11 @@ class Transforms:
             values = x.permute(0, 2, 3, 1)[0, down, across].float().add_(self._offset)
             height, width = values.shape[:2]
             if grey:
-                values = values.view(height, width, 16, 3) @ torch.tensor(LUMA, dtype=torch.float32)
+                values = values.view(height, width, 16, 3) @ torch.tensor(LUMA, dtype=torch.float32, device=self.device)
         # Absurd symbols, which only a forged stream holds, may overflow.
         pixels = values.round_().nan_to_num_(0).clamp_(0, 255).to(torch.uint8)
         pixels = pixels.view(height, width, 4, -1).transpose(1, 2)
-        return pixels.reshape((4 * height, 4 * width) if grey else (4 * height, 4 * width, 3))
+        return pixels.reshape((4 * height, 4 * width) if grey else (4 * height, 4 * width, 3)).cpu()
 
 
 def _sorted(tensor: Tensor, upscale: int) -> Tensor:
@@ -118,7 +119,8 @@ def _gdn(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """GDN of 1×C×H×W, in place."""
     for top, bottom in _bands(*y.shape[2:]):
         part = y[:, :, top:bottom]
-        part.mul_(F.conv2d(part * part, gamma, beta).rsqrt_())
+        # Not by rsqrt, which in bf16 rounds differently where a thread's share ends.
+        part.div_(F.conv2d(part * part, gamma, beta).sqrt_())
     return y
 
 

@@ -189,9 +189,10 @@ class Model:
 def _filled(module: torch.nn.Sequential, tensors: dict[str, Tensor], prefix: str) -> torch.nn.Sequential:
     """The module with the tensors of this prefix as its weights, in single precision, ready for inference."""
     state = {name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)}
-    if not all(torch.isfinite(t).all() for t in state.values()):
+    # A sum is finite only if all of its terms are.
+    if not all(torch.isfinite(t.sum()) for t in state.values()):
         raise ValueError("a weight is not finite")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)
 
 
