@@ -113,7 +113,7 @@ def encode(symbols: Symbols, tables: Tables) -> bytes:
         return b""
     distances = []
     above = []
-    for first, last in _groups(symbols.shape):
+    for first, last in groups(symbols.shape):
         size = tables.sizes[first:last, None]
         index = symbols[first:last].reshape(last - first, -1) - tables.lowest[first:last, None]
         outside = (index < 0) | (index >= size)
@@ -132,8 +132,8 @@ def encode(symbols: Symbols, tables: Tables) -> bytes:
     return np.asarray(encoder.get_compressed()).astype("<u4").tobytes()
 
 
-def _groups(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """First channels, and those behind the last, of groups of about `GROUP` symbols."""
+def groups(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """First channels, and those behind the last, of groups of about `GROUP` symbols C×…."""
     count = max(1, GROUP // math.prod(shape[1:]))
     return [(first, min(first + count, shape[0])) for first in range(0, shape[0], count)]
 
@@ -178,7 +178,7 @@ def decode(data: bytes, tables: Tables, shape: tuple[int, ...]) -> Symbols:
     places: list[npt.NDArray[np.int64]] = []
     try:
         decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
-        for first, last in _groups(out.shape):
+        for first, last in groups(out.shape):
             index, lowest = out[first:last], tables.lowest[first:last, None]
             for row, model in zip(index, tables.models[first:last], strict=True):
                 row[:] = decoder.decode(model, plane)

@@ -74,15 +74,15 @@ class Transforms:
         return self._typed(tensors[f"{name}.gamma"]), tensors[f"{name}.beta"].to(self.dtype)
 
     @torch.inference_mode()
-    def analyse(self, pixels: Tensor) -> Tensor:
-        """Pixels H×W×3, or grey H×W, uint8, to latents M×H/16×W/16, float32."""
+    def analyse(self, pixels: Tensor, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """Pixels H×W×3, or grey H×W, uint8, to some rows and columns of the latents M×H/16×W/16, float32."""
         x = pixels.to(self.device).to(self.dtype).sub_(127.5)
         x = (x if x.dim() == 3 else x[..., None].expand(-1, -1, 3).contiguous()).permute(2, 0, 1)[None]
         with torch.autocast(self.device.type, enabled=False):
             y = _gdn(F.conv2d(x, *self._down[0], stride=4, padding=4), *self._gdn[0])
             y = _gdn(F.conv2d(y, *self._down[1], stride=2, padding=2), *self._gdn[1])
             y = F.conv2d(y, self._latents, stride=2, padding=2)
-        return y[0].float().cpu()
+        return y[0, :, rows, columns].float().contiguous().cpu()
 
     @torch.inference_mode()
     def synthesise(self, y: Tensor, rows: slice, columns: slice, grey: bool = False) -> Tensor:

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from codec import container, decoder, encoder, inference, registry, tiles, transforms
+from codec import coder, container, decoder, encoder, inference, registry, tiles, transforms
 from codec import picture as pictures
 from codec.coder import Symbols, Tables
 from codec.density import STEP_BITS, FrozenDensity
@@ -131,7 +131,7 @@ class Model:
         window = box.grown(self.halos[0], whole)
         pixels = np.array(tiles.mirrored(image, window * transforms.STRIDE), order="C")
         rows, columns = box.seen_from(window).slices
-        return np.ascontiguousarray(self._transforms.analyse(torch.from_numpy(pixels))[:, rows, columns].numpy())
+        return np.asarray(self._transforms.analyse(torch.from_numpy(pixels), rows, columns).numpy())
 
     def analyse(self, image: Pixels) -> npt.NDArray[np.float32]:
         """Latents M×h×w before quantisation, of a whole image H×W×3 uint8."""
@@ -145,11 +145,14 @@ class Model:
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """Symbols round(y / Δ), int32, of latents M×h×w."""
-        scaled = y.astype(np.float64) * ((1 << STEP_BITS) / self.steps[quality - 1])[:, None, None]
-        limit = (1 << 31) - 1
-        if not np.isfinite(scaled).all() or abs(scaled).max() > limit:
-            raise ModelError(f"model {self.name} gives latents that are out of range")
-        symbols: Symbols = np.rint(scaled).astype(np.int32)
+        gain = ((1 << STEP_BITS) / self.steps[quality - 1])[:, None, None]
+        symbols = np.empty(y.shape, np.int32)
+        for first, last in coder.groups(y.shape):
+            scaled = y[first:last] * gain[first:last]
+            # Not a number is not within the limit either.
+            if not (np.abs(scaled) <= (1 << 31) - 1).all():
+                raise ModelError(f"model {self.name} gives latents that are out of range")
+            symbols[first:last] = np.rint(scaled, out=scaled)
         return symbols
 
     def synthesise_window(self, symbols: Symbols, quality: int, inner: Box, grey: bool = False) -> Pixels:

@@ -5,7 +5,7 @@ python -m tools.benchmark --images photo.png --threads 2 --rounds 9
 python -m tools.benchmark --parts codecs               one of: codecs scaling cold files
 python -m tools.benchmark --device cuda                transforms, ours and CompressAI's, on a GPU
 
-Every codec is run once to warm up and then in turn, round by round (12 megapixels: three rounds); medians and quartiles are over the
+Every codec is run once to warm up and then in turn, round by round (12 megapixels: two rounds); medians and quartiles are over the
 rounds. Images are in memory at both ends; reading and writing an image file is timed on its own. The 12 megapixels are mirrored
 copies of the first image.
 Multiply–accumulates are counted in the networks as they are defined. The peak, which rates are compared with, is that of a product
@@ -217,7 +217,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             large = image.shape[0] * image.shape[1] > 4_000_000
             # The other networks take half a minute for it; all codecs are warm from the smaller images.
             field = [r for r in racers if not large or r.name not in NETWORKS or (r.precision == "fp32" and r.name == NETWORKS[0])]
-            rows = race(field, image, min(3, arguments.rounds), 0) if large else race(field, image, arguments.rounds)
+            rows = race(field, image, min(2, arguments.rounds), 0) if large else race(field, image, arguments.rounds)
             derive(rows, result["peak_flops"])
             print(f"\n{name}: {image.shape[1]}×{image.shape[0]}")
             show(rows)
