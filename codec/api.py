@@ -23,14 +23,16 @@ Region = tuple[int, int, int, int]
 """Left, top, width, height, in pixels."""
 
 
-def load(model: str | Path | None = None) -> Model:
+def load(model: str | Path | None = None, precision: str = "auto") -> Model:
     """A shipped model by name (None: the default one), or any model file by path.
+
+    `precision` is what its transforms compute in: "fp32", "bf16", or "auto" for bf16 where the processor has it.
 
     Raises `UnknownModelError` for a name that is not shipped, `ModelError` for a file that is not a model.
     """
     from codec import model as models
 
-    return models.load(model)
+    return models.load(model, precision)
 
 
 def compress(
@@ -47,6 +49,7 @@ def compress(
     frame: int | None = None,
     tile: int | None = None,
     jobs: int = 1,
+    precision: str = "auto",
 ) -> bytes:
     """The bytes of an `.rdae` file that holds an image; they are also written to `output`, where one is given.
 
@@ -57,7 +60,7 @@ def compress(
     `quality` runs from 1, the smallest file, to the number of qualities that the model has; None is the model's default. In its
     stead, `bpp` asks for the rate nearest to so many bits per pixel, `size` for the best in at most so many bytes, `psnr` for the
     smallest with at least so many dB; an `RdaeWarning` says when that is out of the model's reach. `tile` is the side of the tiles
-    in pixels (128, 256, 512 or 1024, the default; 0 for none), `jobs` the number of threads.
+    in pixels (128, 256, 512 or 1024, the default; 0 for none), `jobs` the number of threads; `precision` is as in `load`.
 
     Raises `ImageError`, `DimensionsError`, `ModelError`.
     """
@@ -67,7 +70,7 @@ def compress(
     picture = _picture(image, strict, frame)
     keep = (bpp, size, psnr) != (None, None, None)
     side = tiles.TILE if tile is None else tile
-    prepared = encoder.Encoder(load(model), picture.stripped() if strip else picture, tile=side, jobs=jobs, keep=keep)
+    prepared = encoder.Encoder(load(model, precision), picture.stripped() if strip else picture, tile=side, jobs=jobs, keep=keep)
     coded = rate.encode(prepared, quality=quality, bpp=bpp, size=size, psnr=psnr)
     if coded.note:
         warnings.warn(coded.note, RdaeWarning, stacklevel=2)
@@ -86,16 +89,18 @@ def decompress(
     model: str | Path | None = None,
     region: Region | None = None,
     jobs: int = 1,
+    precision: str = "auto",
 ) -> npt.NDArray[np.uint8]:
     """The image of an `.rdae` file: H×W×3 uint8, of grey pictures H×W, with an alpha channel H×W×4 or H×W×2.
 
     It is also written to `output`, where one is given, with its metadata, in the format that the name or else `format` asks for
     (PNG for an open file). For a `region`, only the tiles around it are decoded. The model that the file was made with is found by
-    its hash, among the shipped ones and those loaded before, unless one is named.
+    its hash, among the shipped ones and those loaded before, unless one is named. `precision` is as in `load`; any precision decodes
+    a stream of any other to the same latents.
 
     Raises the `RdaeError` that fits: `UnknownModelError` when the model is not at hand, a `FormatError` for damaged data.
     """
-    picture = _decoded(data, model, region, jobs)
+    picture = _decoded(data, model, region, jobs, precision)
     if output is not None:
         from codec import image as images
 
@@ -106,9 +111,11 @@ def decompress(
     return picture.array
 
 
-def decompress_image(data: bytes | File, *, model: str | Path | None = None, region: Region | None = None, jobs: int = 1) -> Image.Image:
+def decompress_image(
+    data: bytes | File, *, model: str | Path | None = None, region: Region | None = None, jobs: int = 1, precision: str = "auto"
+) -> Image.Image:
     """As `decompress`, but a Pillow image of mode RGB, L, RGBA or LA, with `icc_profile`, `exif` and `xmp` in its `info`."""
-    return _decoded(data, model, region, jobs).to_pillow()
+    return _decoded(data, model, region, jobs, precision).to_pillow()
 
 
 def _picture(image: npt.NDArray[Any] | Image.Image | File, strict: bool, frame: int | None) -> Picture:
@@ -125,7 +132,7 @@ def _picture(image: npt.NDArray[Any] | Image.Image | File, strict: bool, frame: 
     return images.read_picture(image, strict=strict, frame=frame)
 
 
-def _decoded(data: bytes | File, model: str | Path | None, region: Region | None, jobs: int) -> Picture:
+def _decoded(data: bytes | File, model: str | Path | None, region: Region | None, jobs: int, precision: str) -> Picture:
     from codec import container, decoder
     from codec import model as models
 
@@ -137,5 +144,5 @@ def _decoded(data: bytes | File, model: str | Path | None, region: Region | None
     elif not isinstance(data, bytes | bytearray | memoryview):
         data = data.read()
     stream = container.read(bytes(data))
-    chosen = models.load_for(stream) if model is None else load(model)
+    chosen = models.load_for(stream, precision) if model is None else load(model, precision)
     return decoder.decode(chosen, stream, region=region, jobs=jobs)

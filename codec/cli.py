@@ -90,6 +90,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("-r", "--recursive", action="store_true", help="take all that is in a folder and below")
         command.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes for many files, threads for one (default: 1)")
         command.add_argument("--model", metavar="NAME|FILE", help="a shipped model or a .safetensors file (default: the usual one)")
+        command.add_argument(
+            "--precision",
+            choices=("auto", "fp32", "bf16"),
+            default="auto",
+            help="of the transforms, not of the latents (default: bf16 where the processor has it)",
+        )
         command.add_argument("--strip", action="store_true", help="leave out colour profile, EXIF and XMP")
         command.add_argument("--force", action="store_true", help="overwrite outputs")
         command.add_argument("--max-pixels", type=int, metavar="N", help=f"largest image (default: {container.MAX_PIXELS}; 0: any)")

@@ -31,6 +31,8 @@ PRECISION: Final = 24
 Symbols = npt.NDArray[np.int32]
 _LENGTHS: Final = 33
 """Distances reach 2³², which has 33 bits."""
+GROUP: Final = 1 << 16
+"""Symbols that are prepared for the coder at a time: enough to make little of numpy's overhead, few enough for the cache."""
 
 
 def _model(counts: npt.NDArray[np.float64]) -> Any:
@@ -73,6 +75,11 @@ class Tables:
         return np.array([len(f) - 1 for f in self.counts], dtype=np.int64)
 
     @cached_property
+    def narrow(self) -> bool:
+        """Whether all symbols of all tables, the escapes too, have 32 bits, as those of every trained model have."""
+        return bool(self.lowest.min() >= -(1 << 31) and (self.lowest + self.sizes).max() < 1 << 31)
+
+    @cached_property
     def least_bits(self) -> float:
         """Code length of the cheapest column of symbols, one from each channel."""
         return float(sum(-np.log2((f.max() + 1) / (1 << PRECISION)) for f in self.counts))
@@ -106,21 +113,29 @@ def encode(symbols: Symbols, tables: Tables) -> bytes:
         return b""
     distances = []
     above = []
-    for plane, lowest, size, model in zip(symbols, tables.lowest, tables.sizes, tables.models, strict=True):
-        index = plane.astype(np.int64).ravel() - lowest
+    for first, last in groups(symbols.shape):
+        size = tables.sizes[first:last, None]
+        index = symbols[first:last].reshape(last - first, -1) - tables.lowest[first:last, None]
         outside = (index < 0) | (index >= size)
         if outside.any():
-            far = index[outside]
+            far, beyond = index[outside], np.broadcast_to(size, index.shape)[outside]
             above.append(far >= 0)
-            distances.append(np.where(far < 0, -far, far - size + 1))
-            index[outside] = size
-        encoder.encode(index.astype(np.int32), model)
+            distances.append(np.where(far < 0, -far, far - beyond + 1))
+            index = np.where(outside, size, index)
+        for row, model in zip(index.astype(np.int32), tables.models[first:last], strict=True):
+            encoder.encode(row, model)
     if distances:
         distance = np.concatenate(distances)
         lengths = _bit_lengths(distance)
         encoder.encode((lengths - 1).astype(np.int32), _LENGTH_MODEL)
         encoder.encode(_suffix_bits(distance, lengths, np.concatenate(above)), _BIT_MODEL)
     return np.asarray(encoder.get_compressed()).astype("<u4").tobytes()
+
+
+def groups(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """First channels, and those behind the last, of groups of about `GROUP` symbols C×…."""
+    count = max(1, GROUP // math.prod(shape[1:]))
+    return [(first, min(first + count, shape[0])) for first in range(0, shape[0], count)]
 
 
 def _suffix_bits(distance: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], above: npt.NDArray[np.bool_]) -> Symbols:
@@ -163,13 +178,16 @@ def decode(data: bytes, tables: Tables, shape: tuple[int, ...]) -> Symbols:
     places: list[npt.NDArray[np.int64]] = []
     try:
         decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
-        for c, model in enumerate(tables.models):
-            index = np.asarray(decoder.decode(model, plane)).astype(np.int64)
-            escaped = np.flatnonzero(index == tables.sizes[c])
-            index += tables.lowest[c]
-            index[escaped] = 0
-            out[c] = _in_range(index)
-            places.append(escaped + c * plane)
+        for first, last in groups(out.shape):
+            index, lowest = out[first:last], tables.lowest[first:last, None]
+            for row, model in zip(index, tables.models[first:last], strict=True):
+                row[:] = decoder.decode(model, plane)
+            escaped = index == tables.sizes[first:last, None]
+            places.append(np.flatnonzero(escaped) + first * plane)
+            if tables.narrow:
+                index += lowest.astype(np.int32)
+            else:
+                index[:] = _in_range(np.where(escaped, 0, index + lowest))
         place = np.concatenate(places)
         if len(place):
             # An escape takes as many bits as its length says and, to say so, as many again, though never more than the precision.

@@ -34,11 +34,14 @@ class Factorized:
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """Symbols round(y / Δ), int32, of latents M×h×w. Raises `ModelError` when they are out of range."""
-        scaled = y.astype(np.float64) * ((1 << STEP_BITS) / self.steps[quality - 1])[:, None, None]
-        limit = (1 << 31) - 1
-        if not np.isfinite(scaled).all() or abs(scaled).max() > limit:
-            raise ModelError("the model gives latents that are out of range")
-        symbols: Symbols = np.rint(scaled).astype(np.int32)
+        gain = ((1 << STEP_BITS) / self.steps[quality - 1])[:, None, None]
+        symbols = np.empty(y.shape, np.int32)
+        for first, last in coder.groups(y.shape):
+            scaled = y[first:last] * gain[first:last]
+            # Not a number is not within the limit either.
+            if not (np.abs(scaled) <= (1 << 31) - 1).all():
+                raise ModelError("the model gives latents that are out of range")
+            symbols[first:last] = np.rint(scaled, out=scaled)
         return symbols
 
     def encode(self, y: npt.NDArray[np.float32], quality: int) -> bytes:

@@ -7,6 +7,7 @@ first eight bytes of that.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from codec import container, decoder, encoder, registry, tiles, transforms
+from codec import container, decoder, encoder, inference, registry, tiles, transforms
 from codec import picture as pictures
 from codec.coder import Symbols
 from codec.errors import ImageError, ModelError, UnknownModelError
@@ -33,16 +34,16 @@ from codec.tiles import Box
 
 Pixels = npt.NDArray[np.uint8]
 FORMAT: Final = "rdae-model-1"
-LUMA: Final = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey picture."""
 
 
 class Model:
     """Weights, integer tables and configuration of one trained model. Get one from `load`."""
 
-    def __init__(self, tensors: dict[str, Tensor], metadata: dict[str, Any], sha256: str, name: str) -> None:
+    def __init__(self, tensors: dict[str, Tensor], metadata: dict[str, Any], sha256: str, name: str, precision: str = "fp32") -> None:
         """Raises `ModelError` when the tensors are not those of a model."""
         self.name = name
+        self.precision = inference.check_precision(precision)
+        """What the transforms compute in: fp32 or bf16."""
         self.sha256 = sha256
         self.metadata = metadata
         """What the file says of itself: `lambdas`, `training`, `measured`, …"""
@@ -55,8 +56,8 @@ class Model:
             shapes = [tuple(tensors[f"analysis.{layer}.weight"].shape) for layer in ("conv2", "conv3")]
             if shapes != [(filters, filters, 5, 5), (latents, filters, 5, 5)]:
                 raise ValueError("the weights are not of the declared width")
-            self.analysis = _filled(transforms.analysis(filters, latents), tensors, "analysis.")
-            self.synthesis = _filled(transforms.synthesis(filters, latents), tensors, "synthesis.")
+            self.analysis = _filled(transforms.analysis(filters, latents, conv=transforms.Unfilled), tensors, "analysis.")
+            self.synthesis = _filled(transforms.synthesis(filters, latents, conv=transforms.Unfilled), tensors, "synthesis.")
             self.steps = _integers(tensors["steps"])
             """Q×M quantiser steps in units of 2⁻¹⁶, a row for each quality: the reciprocals of the gains."""
             if self.steps.ndim != 2 or not 1 <= len(self.steps) <= 100 or self.steps.shape[1] != latents:
@@ -67,6 +68,7 @@ class Model:
             self._default = int(metadata.get("default_quality", len(self.steps)))
         except (KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
             raise ModelError(f"{name}: not a usable model: {(str(error) or repr(error)).splitlines()[0]}") from error
+        self._others: dict[str, Model] = {self.precision: self}
 
     def _entropy_model(self, tensors: dict[str, Tensor]) -> Factorized | Hyperprior:
         """How latents become bytes: by the profile that the metadata name."""
@@ -105,7 +107,25 @@ class Model:
         """How far analysis and synthesis look beyond a latent's own place, in latents."""
         return tiles.halo(self.analysis, 1 / transforms.STRIDE), tiles.halo(self.synthesis)
 
-    @torch.inference_mode()
+    @cached_property
+    def _transforms(self) -> inference.Transforms:
+        return inference.Transforms(self.analysis.state_dict(), self.synthesis.state_dict(), self.precision)
+
+    def in_precision(self, precision: str) -> Model:
+        """The same model with transforms that compute in another precision ("auto": what the processor is best at); all else is shared.
+
+        Raises `ModelError` for a precision that does not exist.
+        """
+        precision = inference.check_precision(precision)
+        if precision == self.precision:
+            return self
+        if precision not in self._others:
+            other = copy.copy(self)
+            other.__dict__.pop("_transforms", None)
+            other.precision = precision
+            self._others[precision] = other
+        return self._others[precision]
+
     def analyse_window(self, image: Pixels, box: Box) -> npt.NDArray[np.float32]:
         """Latents M×h×w before quantisation, of the box (in latents) of an image H×W×3 or, grey, H×W, uint8.
 
@@ -113,13 +133,9 @@ class Model:
         """
         whole = Box(0, 0, *tiles.latents_of(*image.shape[:2]))
         window = box.grown(self.halos[0], whole)
-        x = torch.from_numpy(np.array(tiles.mirrored(image, window * transforms.STRIDE)))
-        x = x[None].expand(3, -1, -1) if image.ndim == 2 else x.permute(2, 0, 1)
-        x = x[None].float().div_(255)
-        with torch.autocast("cpu", enabled=False):
-            y: Tensor = self.analysis(x.contiguous(memory_format=torch.channels_last))[0]
-        inner = box.seen_from(window).slices
-        return np.asarray(y[:, inner[0], inner[1]].contiguous().numpy())
+        pixels = np.array(tiles.mirrored(image, window * transforms.STRIDE), order="C")
+        rows, columns = box.seen_from(window).slices
+        return np.asarray(self._transforms.analyse(torch.from_numpy(pixels), rows, columns).numpy())
 
     def analyse(self, image: Pixels) -> npt.NDArray[np.float32]:
         """Latents M×h×w before quantisation, of a whole image H×W×3 uint8."""
@@ -135,18 +151,10 @@ class Model:
         """What a decoder gets, as exact integers, of latents M×h×w that are coded as one tile."""
         return self.entropy.quantise(y, quality)
 
-    @torch.inference_mode()
     def synthesise_window(self, symbols: Symbols, quality: int, inner: Box, grey: bool = False) -> Pixels:
         """The pixels 16h×16w×3 uint8 (grey: 16h×16w) of a box in a window of decoded latents M×H×W that includes the box's halo."""
-        y = torch.from_numpy(self.entropy.dequantise(symbols, quality))[None]
-        rows, columns = (inner * transforms.STRIDE).slices
-        with torch.autocast("cpu", enabled=False):
-            x = self.synthesis(y.contiguous(memory_format=torch.channels_last))[0][:, rows, columns]
-        if grey:
-            x = (x * x.new_tensor(LUMA)[:, None, None]).sum(dim=0, keepdim=True)
-        # Absurd symbols, which only a forged stream holds, may overflow.
-        pixels = x.mul(255).round_().nan_to_num_(0).clamp_(0, 255).to(torch.uint8)
-        return np.ascontiguousarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).numpy())
+        y = torch.from_numpy(self.entropy.dequantise(symbols, quality))
+        return np.asarray(self._transforms.synthesise(y, *inner.slices, grey).numpy())
 
     def synthesise(self, symbols: Symbols, quality: int, height: int, width: int) -> Pixels:
         """The image height×width×3 uint8 of decoded latents M×h×w."""
@@ -181,10 +189,11 @@ class Model:
 def _filled(module: torch.nn.Sequential, tensors: dict[str, Tensor], prefix: str) -> torch.nn.Sequential:
     """The module with the tensors of this prefix as its weights, in single precision, ready for inference."""
     state = {name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)}
-    if not all(torch.isfinite(t).all() for t in state.values()):
+    # A sum is finite only if all of its terms are.
+    if not all(torch.isfinite(t.sum()) for t in state.values()):
         raise ValueError("a weight is not finite")
-    module.load_state_dict(state)
-    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    module.load_state_dict(state, assign=True)
+    return module.eval().requires_grad_(False)
 
 
 def _integers(tensor: Tensor) -> npt.NDArray[np.int64]:
@@ -193,7 +202,7 @@ def _integers(tensor: Tensor) -> npt.NDArray[np.int64]:
     return np.asarray(tensor.numpy(), dtype=np.int64)
 
 
-def from_bytes(data: bytes, name: str) -> Model:
+def from_bytes(data: bytes, name: str, precision: str = "fp32") -> Model:
     """A model from the bytes of its file. Raises `ModelError` when they are not a model."""
     try:
         tensors = safetensors.torch.load(data)
@@ -204,7 +213,7 @@ def from_bytes(data: bytes, name: str) -> Model:
         raise ModelError(f"{name}: not an rdae model file") from error
     if not known:
         raise ModelError(f"{name}: a model of format {metadata['format']!r}, which this release does not read")
-    return Model(tensors, metadata, hashlib.sha256(data).hexdigest(), name)
+    return Model(tensors, metadata, hashlib.sha256(data).hexdigest(), name, precision)
 
 
 def to_bytes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
@@ -227,8 +236,10 @@ def _load_file(path: Path, modified: int) -> Model:
 _loaded: WeakValueDictionary[bytes, Model] = WeakValueDictionary()
 
 
-def load(model: str | Path | None = None) -> Model:
+def load(model: str | Path | None = None, precision: str = "auto") -> Model:
     """A shipped model by name (None: the default one), or any model file by path. Models are kept once loaded.
+
+    `precision` is what the transforms compute in: "fp32", "bf16", or "auto" for bf16 where the processor has it.
 
     Raises `UnknownModelError` for a name that is not shipped, `ModelError` for a file that is not a model.
     """
@@ -237,18 +248,18 @@ def load(model: str | Path | None = None) -> Model:
         modified = path.stat().st_mtime_ns
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror}") from error
-    return _load_file(path, modified)
+    return _load_file(path, modified).in_precision(precision)
 
 
-def load_for(stream: container.Stream) -> Model:
-    """The model that a stream was made with: a shipped one, or one that was loaded in this process.
+def load_for(stream: container.Stream, precision: str = "auto") -> Model:
+    """The model that a stream was made with: a shipped one, or one that was loaded in this process. `precision` is as in `load`.
 
     Raises `UnknownModelError`, naming it, when there is none.
     """
     name = registry.name_of(stream.model_hash)
     if name is not None:
-        return load(name)
+        return load(name, precision)
     model = _loaded.get(stream.model_hash)
     if model is None:
         raise UnknownModelError(f"the stream needs model {stream.model_hash.hex()}, which is not shipped: name its file")
-    return model
+    return model.in_precision(precision)

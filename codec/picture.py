@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image
 
 from codec import container
 from codec.errors import ImageError, RdaeWarning
@@ -125,6 +125,8 @@ def from_pillow(
     image.load()
     # Most images are upright, and a copy of a large one is not free.
     if orient and image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+        from PIL import ImageOps
+
         image = ImageOps.exif_transpose(image)
     icc = image.info.get("icc_profile") or None
     converted = _eight_bits(image, icc, what)
@@ -193,6 +195,8 @@ def _eight_bits(image: Image.Image, icc: bytes | None, what: str) -> Image.Image
 
 def _managed(image: Image.Image, icc: bytes | None) -> Image.Image:
     """A CMYK or LAB image in sRGB, by its own profile where there is a usable one."""
+    from PIL import ImageCms
+
     srgb = ImageCms.createProfile("sRGB")
     with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
         if image.mode == "LAB":
@@ -203,6 +207,8 @@ def _managed(image: Image.Image, icc: bytes | None) -> Image.Image:
 
 
 def _transformed(image: Image.Image, source: Any, target: Any) -> Image.Image:
+    from PIL import ImageCms
+
     converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
     assert converted is not None
     return converted

@@ -109,11 +109,10 @@ def halo(module: nn.Module, spacing: float = 1.0) -> int:
 def mirrored(image: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
     """The box of an image that goes on, mirrored, beyond its right and lower edge, as numpy's pad with mode "reflect" continues it."""
     height, width = image.shape[:2]
-    if box.bottom <= height and box.right <= width:
-        return image[box.slices]
-    rows, columns = (_reflect(np.arange(a, b), size) for a, b, size in ((box.top, box.bottom, height), (box.left, box.right, width)))
-    continued: npt.NDArray[np.uint8] = image[rows[:, None], columns]
-    return continued
+    rows, columns = box.slices
+    # Slices are many times faster than lists of places, so only the axes that need these get them.
+    across = image[:, columns] if box.right <= width else image[:, _reflect(np.arange(box.left, box.right), width)]
+    return across[rows] if box.bottom <= height else across[_reflect(np.arange(box.top, box.bottom), height)]
 
 
 def _reflect(index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:

@@ -23,6 +23,13 @@ GDNFactory = Callable[..., nn.Module]
 """Called as `gdn(channels)` or `gdn(channels, inverse=True)`."""
 
 
+class Unfilled(nn.Conv2d):
+    """A convolution whose weights come from a file: drawing random ones takes longer than reading them."""
+
+    def reset_parameters(self) -> None:
+        """Leave them as they are."""
+
+
 class GDN(nn.Module):
     """Divisive normalisation for inference: y_c / sqrt(β_c + Σ_c' γ_cc' y_c'²), eq. (2) of the paper.
 
@@ -57,7 +64,7 @@ class Centre(nn.Module):
         return x + self.shift
 
 
-def analysis(filters: int = 128, latents: int = 192, gdn: GDNFactory = GDN) -> nn.Sequential:
+def analysis(filters: int = 128, latents: int = 192, gdn: GDNFactory = GDN, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:
     """B×3×H×W in 0…1 to B×M×H/16×W/16: conv 9×9/4, GDN, conv 5×5/2, GDN, conv 5×5/2.
 
     As in the authors' own later code, no normalisation and no bias follow the last convolution.
@@ -65,16 +72,16 @@ def analysis(filters: int = 128, latents: int = 192, gdn: GDNFactory = GDN) -> n
     return nn.Sequential(
         OrderedDict(
             centre=Centre(-0.5),
-            conv1=nn.Conv2d(3, filters, 9, stride=4, padding=4),
+            conv1=conv(3, filters, 9, stride=4, padding=4),
             gdn1=gdn(filters),
-            conv2=nn.Conv2d(filters, filters, 5, stride=2, padding=2),
+            conv2=conv(filters, filters, 5, stride=2, padding=2),
             gdn2=gdn(filters),
-            conv3=nn.Conv2d(filters, latents, 5, stride=2, padding=2, bias=False),
+            conv3=conv(filters, latents, 5, stride=2, padding=2, bias=False),
         )
     )
 
 
-def synthesis(filters: int = 128, latents: int = 192, gdn: GDNFactory = GDN) -> nn.Sequential:
+def synthesis(filters: int = 128, latents: int = 192, gdn: GDNFactory = GDN, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:
     """B×M×h×w to B×3×16h×16w: the mirror image of `analysis`, with inverse GDN; values may leave 0…1 a little.
 
     Each up-sampling by s is a stride-1 convolution with s² times the channels and a reshape (`PixelShuffle`).
@@ -83,13 +90,13 @@ def synthesis(filters: int = 128, latents: int = 192, gdn: GDNFactory = GDN) -> 
     """
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(latents, 4 * filters, 3, padding=1),
+            conv1=conv(latents, 4 * filters, 3, padding=1),
             up1=nn.PixelShuffle(2),
             igdn1=gdn(filters, inverse=True),
-            conv2=nn.Conv2d(filters, 4 * filters, 3, padding=1),
+            conv2=conv(filters, 4 * filters, 3, padding=1),
             up2=nn.PixelShuffle(2),
             igdn2=gdn(filters, inverse=True),
-            conv3=nn.Conv2d(filters, 16 * 3, 3, padding=1),
+            conv3=conv(filters, 16 * 3, 3, padding=1),
             up3=nn.PixelShuffle(4),
             centre=Centre(0.5),
         )

@@ -43,6 +43,7 @@ class Options:
     jobs: int = 1
     """Threads for one file."""
     max_pixels: int | None = None
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def compress(source: Path, target: Path, options: Options) -> Done:
     from codec.encoder import Encoder
     from codec.tiles import TILE
 
-    model = models.load(options.model)
+    model = models.load(options.model, options.precision)
     progress = Progress(source.name, "windows")
     searching = (options.bpp, options.size, options.psnr) != (None, None, None)
     tile = TILE if options.tile is None else options.tile
@@ -189,7 +190,8 @@ def decompress(source: Path, target: Path, options: Options) -> Done:
 
         # Before the work: a format that cannot be written.
         images.format_of(target) if kind is None else images.format_named(kind)
-        model = models.load_for(stream) if options.model is None else models.load(options.model)
+        given = options.model
+        model = models.load_for(stream, options.precision) if given is None else models.load(given, options.precision)
         picture = decoder.decode(model, stream, region=options.region, jobs=options.jobs, progress=progress)
     except UnknownModelError as error:
         raise UnknownModelError(f"{_name(source)}: {error} (--model)") from error

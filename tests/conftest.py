@@ -101,7 +101,7 @@ def tiny_hyper_bytes(filters: int = 8, sizes: Sizes = TINY_SIZES, seed: int = 0)
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
-    return from_bytes(tiny_model_bytes(), "tiny")
+    return from_bytes(tiny_model_bytes(), "tiny", "fp32")
 
 
 @pytest.fixture(scope="session")

@@ -123,12 +123,44 @@ def test_light_commands_do_not_import_torch(tmp_path: Path, command: list[str]) 
     assert run.stderr.strip() == "[] 0"
 
 
-def test_import_codec_pulls_in_little() -> None:
+NEVER = {"compressai", "lightning", "matplotlib", "pandas", "scipy", "skimage", "torch_geometric", "torchvision", "train", "tools"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("codec", NEVER | {"torch", "numpy", "constriction", "safetensors"}),
+        ("codec, codec.batch, codec.decoder, codec.image, codec.model, codec.rate", NEVER),
+    ],
+)
+def test_import_codec_pulls_in_little(modules: str, unwanted: set[str]) -> None:
+    program = f"import sys, {modules}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    pulled = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "codec" in pulled and not unwanted & set(pulled)
+
+
+def test_common_formats_are_found_without_all_of_pillow_s_plugins() -> None:
     program = (
-        "import sys, codec, codec.model\nheavy = {'compressai', 'lightning', 'matplotlib', 'scipy', 'torchvision', 'train', 'tools'}\n"
-        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
+        "import sys\nfrom pathlib import Path\nfrom codec import image\nprint(image.format_of(Path('a.PNG')), image.format_named('jpg'))\n"
+        "print('PIL.TiffImagePlugin' in sys.modules, image.format_of(Path('a.tif')), image.format_named('jpeg2000'))"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["PNG", "JPEG", "False", "TIFF", "JPEG2000"]
+
+
+def test_precision_is_of_the_pixels_only(tmp_path: Path, tiny_model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for precision in ("fp32", "bf16", "auto"):
+        small, back = tmp_path / f"{precision}.rdae", tmp_path / f"{precision}.png"
+        common = ["--model", str(tiny_model_file), "--precision", precision, "--force"]
+        assert cli.main(["compress", str(COFFEE), "-o", str(small), *common]) == 0
+        # All from one stream: what differs is the synthesis.
+        assert cli.main(["decompress", str(tmp_path / "fp32.rdae"), "-o", str(back), *common]) == 0
+        shown.append(images.read(back).astype(int))
+    assert np.abs(shown[0] - shown[1]).max() in range(1, 6)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compress", str(COFFEE), "--precision", "fp64"])
+    assert stop.value.code == 2
 
 
 def test_as_a_program(tmp_path: Path) -> None:

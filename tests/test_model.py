@@ -58,6 +58,16 @@ def test_a_finer_step_restores_better_and_costs_more(photograph: np.ndarray) -> 
     assert errors == sorted(errors, reverse=True) and sizes == sorted(sizes)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3e9, 2147483648.0])
+def test_latents_that_no_integer_holds_are_refused(tiny_model: Model, value: float) -> None:
+    y = np.zeros((tiny_model.latents, 3, 4), np.float32)
+    y[-1, 1, 2] = value
+    with pytest.raises(ModelError, match="out of range"):
+        tiny_model.quantise(y, 1)
+    y[-1, 1, 2] = 2147483000.0
+    assert tiny_model.quantise(y, 1)[-1, 1, 2] == round(float(y[-1, 1, 2]))
+
+
 def test_same_bytes_from_the_same_image(tiny_model: Model, photograph: np.ndarray) -> None:
     assert tiny_model.encode(photograph) == tiny_model.encode(photograph.copy(order="F"))
 
