@@ -103,7 +103,7 @@ def test_a_model_in_another_precision_shares_all_else() -> None:
     half = model.in_precision("bf16")
     assert (model.precision, half.precision) == ("fp32", "bf16") and half.hash == model.hash
     assert half.in_precision("fp32") is model and model.in_precision("bf16") is half and model.in_precision("fp32") is model
-    assert half.tables(2) is model.tables(2) and half.analysis is model.analysis
+    assert half.entropy is model.entropy and half.analysis is model.analysis
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
