@@ -163,7 +163,7 @@ def test_training_goes_on_where_a_frozen_model_stands(trained: HyperModel, tmp_p
     torch.testing.assert_close(thawed.latents(picture()[None]), y, rtol=0.01, atol=0.01)
     for rung in (0.0, 1.0, 2.0):
         before, after = ([float(bits) for bits in model.code(y, torch.tensor([rung]))[:2]] for model in (trained, thawed))
-        assert after[0] == pytest.approx(before[0], rel=0.005) and after[1] == pytest.approx(before[1], rel=0.02, abs=20)
+        assert after[0] == pytest.approx(before[0], rel=0.015) and after[1] == pytest.approx(before[1], rel=0.02, abs=20)
 
 
 def test_other_models_take_only_the_transforms(trained: HyperModel, tmp_path: Path) -> None:
