@@ -94,7 +94,7 @@ def test_without_a_rival_s_library_its_row_is_left_out(
     monkeypatch.setattr(benchmark, "peaks", lambda precisions, device: dict.fromkeys(precisions, 1e9))
     source, out = tmp_path / "small.png", tmp_path / "benchmark.json"
     Image.fromarray(photograph[:48, :64]).save(source)
-    command = ["--images", source, "--parts", "codecs", "--rounds", 2, "--threads", 1, "--model", tiny_model_file, "--out", out]
+    command = ["--images", source, "--parts", "codecs", "large", "--rounds", 2, "--threads", 1, "--model", tiny_model_file, "--out", out]
     assert benchmark.main([str(word) for word in command]) == 0
     captured = capsys.readouterr()
     assert "bmshj2018-factorized is left out" in captured.err and "rdae fp32" in captured.out

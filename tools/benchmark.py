@@ -2,7 +2,7 @@
 
 python -m tools.benchmark                              on a photograph of data/samples, and on 12 megapixels
 python -m tools.benchmark --images photo.png --threads 2 --rounds 9
-python -m tools.benchmark --parts codecs               one of: codecs scaling cold files
+python -m tools.benchmark --parts codecs               some of: codecs large scaling cold files; others stay as in --out
 python -m tools.benchmark --device cuda                transforms, ours and CompressAI's, on a GPU
 
 Every codec is run once to warm up and then in turn, round by round (12 megapixels: two rounds); medians and quartiles are over the
@@ -38,7 +38,7 @@ from tools.contenders import Contender, compressai, pillow, rdae, stopwatch
 from tools.processes import ROOT, cold_starts, many_files, mosaic, summary
 
 Pixels = npt.NDArray[np.uint8]
-PARTS = ("codecs", "scaling", "cold", "files")
+PARTS = ("codecs", "large", "scaling", "cold", "files")
 NETWORKS = ("bmshj2018-factorized", "bmshj2018-hyperprior")
 LARGE = (3000, 4000)
 TRANSFORM = {"encode": "analysis", "decode": "synthesis"}
@@ -208,21 +208,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     first = next(iter(photographs.values()))
     result: dict[str, Any] = {"machine": machine(arguments)}
     print(", ".join(f"{name} {value}" for name, value in result["machine"].items()))
-    if "codecs" in arguments.parts:
+    if {"codecs", "large"} & set(arguments.parts):
         result["peak_flops"] = peaks(precisions, arguments.device)
         print("peak: " + ", ".join(f"{1e-9 * value:.0f} GFLOP/s in {name}" for name, value in result["peak_flops"].items()))
         racers = contenders(arguments, precisions, first)
         result["images"] = {}
-        for name, image in {**photographs, f"{LARGE[1]}×{LARGE[0]}": mosaic(first, *LARGE)}.items():
-            large = image.shape[0] * image.shape[1] > 4_000_000
+        field = photographs if "codecs" in arguments.parts else {}
+        if "large" in arguments.parts:
+            field = {**field, f"{LARGE[1]}×{LARGE[0]}": mosaic(first, *LARGE)}
+        for name, image in field.items():
+            large = name not in photographs
             # The other networks take half a minute for it; all codecs are warm from the smaller images.
-            field = [r for r in racers if not large or r.name not in NETWORKS or (r.precision == "fp32" and r.name == NETWORKS[0])]
-            rows = race(field, image, min(2, arguments.rounds), 0) if large else race(field, image, arguments.rounds)
+            fast = [r for r in racers if r.name not in NETWORKS or (r.precision == "fp32" and r.name == NETWORKS[0])]
+            rows = race(fast, image, min(2, arguments.rounds), 0) if large else race(racers, image, arguments.rounds)
             derive(rows, result["peak_flops"])
             print(f"\n{name}: {image.shape[1]}×{image.shape[0]}")
             show(rows)
             result["images"][name] = {"height": image.shape[0], "width": image.shape[1], "codecs": rows}
-        for path in arguments.images:
+        for path in arguments.images if "codecs" in arguments.parts else ():
             files = result["images"][path.name]["files"] = file_times(path, arguments.rounds)
             print(f"\n{path.name}: read {1e3 * files['read']:.1f} ms, written as PNG {1e3 * files['write']:.1f} ms")
     if "scaling" in arguments.parts:
@@ -264,7 +267,8 @@ def main(argv: list[str] | None = None) -> int:
         before = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
         result = measure(arguments)
         if before.get("machine") == result["machine"]:
-            result = {**before, **result}
+            pictures = {**before.get("images", {}), **result.get("images", {})}
+            result = {**before, **result, "images": pictures}
         arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except (RdaeError, OSError, ValueError) as error:
         print(f"benchmark: {str(error).splitlines()[0]}", file=sys.stderr)
