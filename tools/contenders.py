@@ -6,6 +6,7 @@ analysis gives latents that all round to zero: its last convolution is scaled so
 
 from __future__ import annotations
 
+import copy
 import io
 import time
 from collections import defaultdict
@@ -98,12 +99,14 @@ def macs_per_pixel(network: nn.Module, x: Tensor, pixels: int) -> float:
 
 def rdae(model: Model, precision: str, device: str) -> Contender:
     """Our own codec, with arrays in memory and no threads but torch's."""
-    if device != "cpu":
-        model = model.in_precision("bf16" if precision == "fp32" else "fp32").in_precision(precision)
-        model.__dict__["_transforms"] = inference.Transforms(model.analysis.state_dict(), model.synthesis.state_dict(), precision, device)
-    else:
-        model = model.in_precision(precision)
+    model = copy.copy(model.in_precision(precision))
+    model.__dict__["_transforms"] = inference.Transforms(model.analysis.state_dict(), model.synthesis.state_dict(), precision, device)
     network = model._transforms
+    # The second profile quantises as it codes.
+    entropy = model.entropy
+    coding: dict[str, tuple[Call, ...]] = {"entropy coding": ((entropy, "encode"), (entropy, "decode"))}
+    if entropy.profile == container.FACTORIZED:
+        coding = {"quantise": ((entropy, "quantise"),), "entropy coding": ((coder, "encode"), (coder, "decode"))}
     side = 256
     return Contender(
         "rdae",
@@ -113,8 +116,7 @@ def rdae(model: Model, precision: str, device: str) -> Contender:
         len,
         {
             "analysis": ((network, "analyse"),),
-            "quantise": ((model, "quantise"),),
-            "entropy coding": ((coder, "encode"), (coder, "decode")),
+            **coding,
             "container": ((container, "write"), (container, "read")),
             "synthesis": ((network, "synthesise"),),
         },
