@@ -7,7 +7,8 @@ convolutions pad with zeros just where they do for the whole image. The windows 
 What is the same, and why. Every latent that is coded comes back exactly. The latents do not depend on the tiles, as the windows
 do not. Against a transform of the whole image at once, a window computes the same sums of the same numbers, but a
 convolution may add them up in another order when shapes differ; the latents then agree to the last few bits of single precision,
-and the rounded ones unless a latent falls that near to the middle between two integers (about one in a million).
+and the rounded ones unless a latent falls that near to the middle between two integers (about one in a million). In bf16, such a
+difference may grow by the rounding after each layer, to about 0.005. With oneDNN on x86 there is none, in either precision.
 """
 
 from __future__ import annotations
