@@ -19,7 +19,7 @@ from tools.contenders import Contender, macs_per_pixel, stopwatch
 
 def test_multiply_accumulates_are_those_of_the_architecture() -> None:
     """Filters, by hand: taps × channels in × channels out over the stride's square."""
-    ours = contenders.rdae(codec.load(None, "fp32"), "fp32", "cpu").macs
+    ours = contenders.rdae(codec.load("lambda-0.013", "fp32"), "fp32", "cpu").macs
     gdn = 128 * 128
     analysis = 81 * 3 * 128 / 4**2 + gdn / 4**2 + 25 * gdn / 8**2 + gdn / 8**2 + 25 * 128 * 192 / 16**2
     synthesis = 9 * 192 * 512 / 16**2 + gdn / 8**2 + 9 * 128 * 512 / 8**2 + gdn / 4**2 + 9 * 128 * 48 / 4**2

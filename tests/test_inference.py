@@ -51,7 +51,7 @@ def test_what_runs_is_what_is_defined(height: int, width: int, seed: int, band: 
 
 
 def test_the_shipped_model_too() -> None:
-    model = codec.load(None, "fp32")
+    model = codec.load("lambda-0.013", "fp32")
     pixels = torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     y = defined_latents(model, pixels)
     torch.testing.assert_close(transforms(model, "fp32").analyse(pixels), y, rtol=1e-4, atol=1e-3)
@@ -75,7 +75,7 @@ def test_grey_and_parts(precision: str) -> None:
 
 def test_half_precision_costs_little(photograph: np.ndarray) -> None:
     """An error in the latents far below the quantiser's, 1/√12 of a step, and one in the pixels below that of their own rounding."""
-    model = codec.load(None, "fp32")
+    model = codec.load("lambda-0.013", "fp32")
     pixels = torch.from_numpy(photograph[:384, :592].copy())
     y, rough = (transforms(model, precision).analyse(pixels) for precision in ("fp32", "bf16"))
     error = float((rough - y).square().mean().sqrt())
@@ -108,7 +108,7 @@ def test_a_model_in_another_precision_shares_all_else() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_threads_change_nothing(precision: str, photograph: np.ndarray) -> None:
-    fast = transforms(codec.load(None, "fp32"), precision)
+    fast = transforms(codec.load("lambda-0.013", "fp32"), precision)
     pixels = torch.from_numpy(photograph[:256, :256].copy())
     threads = torch.get_num_threads()
     out = []
