@@ -161,6 +161,9 @@ def test_training_goes_on_where_a_frozen_model_stands(trained: HyperModel, tmp_p
     assert torch.equal(thawed.log_spread, trained.log_spread)
     y = trained.latents(picture()[None])
     torch.testing.assert_close(thawed.latents(picture()[None]), y, rtol=0.01, atol=0.01)
+    # A rate of learning suits weights of a certain size: frozen ones have the units in them.
+    down, up = thawed.analysis.conv3.weight.square().sum(dim=(1, 2, 3)), thawed.synthesis.conv1.weight.square().sum(dim=(0, 2, 3))
+    torch.testing.assert_close(down, up)
     for rung in (0.0, 1.0, 2.0):
         before, after = ([float(bits) for bits in model.code(y, torch.tensor([rung]))[:2]] for model in (trained, thawed))
         assert after[0] == pytest.approx(before[0], rel=0.015) and after[1] == pytest.approx(before[1], rel=0.02, abs=20)

@@ -417,6 +417,12 @@ def test_a_hyperprior_is_trained_resumed_and_frozen(tmp_path: Path, photograph: 
     assert model.decode(model.encode(photograph)).shape == photograph.shape
 
 
+def test_gains_stay_once_the_learning_rate_falls() -> None:
+    config = Config(lambdas=(0.003, 0.03), quantiser="mixed", allocate_every=10, steps=100, decay=0.6)
+    assert [step for step in range(100) if config.allocates_at(step)] == [0, 10, 20, 30, 40]
+    assert not any(Config(allocate_every=10, quantiser="mixed").allocates_at(step) for step in range(100))
+
+
 def test_scalars_pictures_and_real_files_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -105,6 +105,10 @@ class Config:
         """Whether gains are searched for instead of learned."""
         return len(self.lambdas) > 1 and self.quantiser == "mixed" and self.allocate_every > 0
 
+    def allocates_at(self, step: int) -> bool:
+        """Whether a step begins with a search for gains. Once the learning rate falls, weights settle about the gains that there are."""
+        return self.allocates and step % self.allocate_every == 0 and step <= self.steps * (1 - self.decay)
+
     def rate_at(self, step: int) -> float:
         """Factor on the learning rates at a step: a linear rise, a plateau, a half cosine to zero."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0

@@ -25,7 +25,7 @@ from codec.model import Model
 from train import freeze_hyper
 from train.config import Config
 from train.hyper import HyperModel, at
-from train.objective import LATENT_SCALE, RateDistortion
+from train.objective import RateDistortion
 
 WEIGHTS = "rdae-weights-1"
 """Format of a file that holds weights as they were trained, which the codec does not read."""
@@ -148,13 +148,15 @@ def weights_to_start_from(path: Path, lambdas: tuple[float, ...], entropy: str =
             out[name] = tensor
     log_gain = _log_gains(model, path, lambdas)
     goes_on = entropy == "hyperprior" and isinstance(model.entropy, Hyperprior)
-    # The unit of a latent is its step in the middle of the ladder, and the convolutions get weights near one again. A hyperprior that
-    # is taken over knows the latents as they are.
+    # The unit of a latent is its step in the middle of the ladder; a hyperprior that is taken over knows the latents as they are.
     unit = torch.zeros(model.latents) if goes_on else log_gain[len(log_gain) // 2]
     out["log_gain"] = log_gain - unit
-    out["log_unit"] = unit + math.log(LATENT_SCALE)
-    out["analysis.conv3.weight"] = out["analysis.conv3.weight"] / LATENT_SCALE
-    out["synthesis.conv1.weight"] = out["synthesis.conv1.weight"] * LATENT_SCALE
+    # Weights before and after the quantiser become of one size, as they were in training: for others, its learning rate is wrong.
+    down, up = out["analysis.conv3.weight"], out["synthesis.conv1.weight"]
+    scale = (down.square().sum(dim=(1, 2, 3)).clamp(min=1e-12) / up.square().sum(dim=(0, 2, 3)).clamp(min=1e-12)).pow(0.25)
+    out["log_unit"] = unit + scale.log()
+    out["analysis.conv3.weight"] = down / scale[:, None, None, None]
+    out["synthesis.conv1.weight"] = up * scale[None, :, None, None]
     if goes_on:
         out |= freeze_hyper.weights(model, load_file(path), torch.from_numpy(_positions(model, path, lambdas)).float())
     elif entropy == "factorized" and isinstance(model.entropy, Factorized):

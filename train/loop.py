@@ -237,7 +237,7 @@ class Trainer:
         recent: list[tuple[float, float, float]] = []
         for batch in stream:
             began = time.monotonic()
-            if config.allocates and self.step % config.allocate_every == 0:
+            if config.allocates_at(self.step):
                 self._allocate()
             loss, rate, error = self._train_step(batch)
             recent.append((loss, rate, error))
