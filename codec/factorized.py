@@ -26,6 +26,10 @@ class Factorized:
         self.steps = steps
         self._tables: dict[int, Tables] = {}
 
+    def in_precision(self, precision: str) -> Factorized:
+        """The same model: it has no floating-point network."""
+        return self
+
     def tables(self, quality: int) -> Tables:
         """The integer coding tables of a quality; made once."""
         if quality not in self._tables:

@@ -9,8 +9,10 @@ After Ballé et al. 2018 (side information) and Minnen and Singh 2020 (slices of
     P(n)    one shape for all, shifted and scaled: F((n + ½)Δ/σ) - F((n - ½)Δ/σ), from one of 80 integer tables, chosen by σ/Δ
 
 From z to the choice of table, and for ŷ, everything is integer arithmetic (`codec/fixedpoint.py`), so no float decides how a bit is read.
-Latents, means and steps are in units of 2⁻¹⁶; networks see latents divided by 2^spread, a power of two for each channel, and give μ
-and log2 σ in the same manner. Latents are at most 2¹⁵ in size.
+Latents, means and steps are in units of 2⁻¹⁶, and latents at most 2¹⁵ in size. What enters the networks is shifted to the right, by
+`side_shift` for each channel of z and `context_shift` for each of ŷ, and clamped to ±limit; rectified maps are clamped to a limit too.
+The units of maps within the networks are nobody's business but the weights'. What leaves them is in units of 2⁻¹²: μ, to be multiplied by
+2^spread, a power of two for each channel, and log2 σ, from which the spread is left out.
 
 A payload is one run of the coder (`codec/coder.py`, `Writer`): a section for z, channel by channel with the tables of `z_density`, then
 one for each slice, its symbols sorted by table and, within a table, channel by channel in row-major order.
@@ -18,6 +20,7 @@ one for each slice, its symbols sorted by table and, within a table, channel by 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,8 +35,9 @@ from torch import Tensor
 from codec import container, fixedpoint
 from codec.coder import PRECISION, Reader, Symbols, Tables, Writer
 from codec.errors import FormatError, ModelError
-from codec.fixedpoint import BITS, LIMIT, Layer
+from codec.fixedpoint import LIMIT, MAX_SHIFT, Layer
 from codec.frozen import STEP_BITS, FrozenDensity
+from codec.inference import PRECISIONS
 
 LOWEST_OCTAVE: Final = -4
 """log2 of the smallest σ/Δ that a latent is coded with."""
@@ -41,9 +45,13 @@ PER_OCTAVE: Final = 6
 """Tables to a factor of two in σ/Δ: the nearest one is at most 6 % off, which costs a thousandth of the rate."""
 TABLES: Final = 80
 """Tables in all: σ/Δ from 1/16 to 588."""
+BITS: Final = 12
+"""The networks give means and logarithms in units of 2⁻¹²."""
+THAWED_BITS: Final = 5
+"""Binary places that are given to maps whose unit is not written down."""
 SPREADS: Final = (BITS - STEP_BITS, 10)
 """Range of the spreads, which are exponents of two."""
-BAND: Final = 512
+BAND: Final = 2048
 """Positions that the slices' networks work on at a time: few enough for the cache, and for memory with the largest images."""
 LATENT_LIMIT: Final = (1 << 31) - 1
 Integers = npt.NDArray[np.int64]
@@ -84,6 +92,9 @@ class Sizes:
 def shapes(latents: int, qualities: int, sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """All integer tensors of the model file by name, apart from densities, with their shapes."""
     out: dict[str, tuple[int, ...]] = {
+        "limits": (3,),
+        "side_shift": (sizes.side,),
+        "context_shift": (latents,),
         "spread": (latents,),
         "log2_steps": (qualities, latents),
         "z_steps": (qualities, sizes.side),
@@ -101,7 +112,7 @@ def shapes(latents: int, qualities: int, sizes: Sizes) -> dict[str, tuple[int, .
     for name in [name for name in out if name.endswith(".weight") and ".context." not in name]:
         layer = name.removesuffix(".weight")
         out[f"{layer}.bias"] = out[name][:1]
-        out[f"{layer}.shift"] = ()
+        out[f"{layer}.shift"] = out[name][:1]
     return out
 
 
@@ -128,21 +139,22 @@ class Hyperprior:
         self.steps = steps
         if sum(sizes.slices) != self.latents:
             raise ValueError("the slices do not add up to the latents")
-        numbers = {}
-        for name, shape in shapes(self.latents, qualities, sizes).items():
-            if tensors[name].is_floating_point() or tuple(tensors[name].shape) != shape:
-                raise ValueError(f"{name} is not what the sizes ask for")
-            numbers[name] = np.asarray(tensors[name].numpy(), dtype=np.int64)
-        self.spread = numbers["spread"]
-        self.log2_steps = numbers["log2_steps"]
-        self.z_steps = numbers["z_steps"]
-        self.features_bias = numbers["features_bias"]
-        if self.spread.min() < SPREADS[0] or self.spread.max() > SPREADS[1]:
-            raise ValueError("a spread is out of range")
-        if abs(self.log2_steps).max() > LIMIT or abs(self.features_bias).max() > LIMIT:
-            raise ValueError("a bias is out of range")
-        if min(self.z_steps.min(), numbers["shape.steps"].min()) < 1 or max(self.z_steps.max(), numbers["shape.steps"].max()) >= 1 << 31:
-            raise ValueError("a step is out of range")
+        numbers = _numbers(tensors, shapes(self.latents, qualities, sizes))
+        self.spread, self.log2_steps, self.z_steps = (numbers[name] for name in ("spread", "log2_steps", "z_steps"))
+        self.side_shift, self.context_shift = numbers["side_shift"], numbers["context_shift"]
+        self.limits = tuple(int(n) for n in numbers["limits"])
+        """Of the side information and the latents that the networks see, and of what they rectify."""
+        for name, (lowest, highest) in {
+            "limits": (1, LIMIT),
+            "side_shift": (0, MAX_SHIFT),
+            "context_shift": (0, MAX_SHIFT),
+            "spread": SPREADS,
+            "log2_steps": (-LIMIT, LIMIT),
+            "z_steps": (1, (1 << 31) - 1),
+            "shape.steps": (1, (1 << 31) - 1),
+        }.items():
+            if numbers[name].min() < lowest or numbers[name].max() > highest:
+                raise ValueError(f"{name} is out of range")
         self._shape_steps = numbers["shape.steps"]
         self.z_density = FrozenDensity(*(_integers(tensors[f"z_density.{part}"]) for part in ("grid", "scale", "cdf")))
         if len(self.z_density.scale) != sizes.side:
@@ -150,19 +162,24 @@ class Hyperprior:
         grid, cdf = _integers(tensors["shape.grid"]), _integers(tensors["shape.cdf"])
         self.shape = FrozenDensity(grid, np.full(TABLES, 1 << STEP_BITS, np.int64), np.broadcast_to(cdf, (TABLES, len(cdf))))
 
-        def layer(name: str, rectify: bool, *more: str) -> Layer:
-            weights = [numbers[f"{part}.weight"] for part in (name, *more)]
-            return Layer(weights, numbers[f"{name}.bias"], int(numbers[f"{name}.shift"]), rectify=rectify)
+        side, context, inner = self.limits
 
-        self._synthesis = layer("hyper_synthesis.conv1", True), layer("hyper_synthesis.conv2", False)
+        def layer(name: str, reach: int, limit: int | None, bias: Integers | int = 0) -> Layer:
+            both = [name, f"{name.rpartition('.')[0]}.context"] if name.endswith(".features") else [name]
+            weights = [numbers[f"{part}.weight"] for part in both if f"{part}.weight" in numbers]
+            rows = numbers[f"{name}.bias"] + np.atleast_2d(bias)
+            return Layer(weights, (reach, context)[: len(weights)], rows, numbers[f"{name}.shift"], limit)
+
+        self._coarse = layer("hyper_synthesis.conv1", side, inner)
+        self._late_bias = numbers.get("late_bias")
+        # A channel's bias at a quality goes to all four of its places.
+        features_bias = numbers["features_bias"].repeat(4, axis=1)
+        self._fine = layer("hyper_synthesis.conv2", inner, inner if self._late_bias is None else None, features_bias)
         self._slices = [
-            (
-                layer(f"slices.{k}.features", True, *([f"slices.{k}.context"] if start else [])),
-                layer(f"slices.{k}.hidden", True),
-                layer(f"slices.{k}.last", False),
-            )
-            for k, start in enumerate(sizes.starts)
+            (layer(f"slices.{k}.features", inner, inner), layer(f"slices.{k}.hidden", inner, inner), layer(f"slices.{k}.last", inner, None))
+            for k in range(len(sizes.slices))
         ]
+        self._file = {name: tensors[name] for name in numbers if name in tensors}
         self._analysis = {}
         for name, shape in analysis_shapes(self.latents, sizes).items():
             if not tensors[name].is_floating_point() or tuple(tensors[name].shape) != shape or not torch.isfinite(tensors[name]).all():
@@ -186,21 +203,49 @@ class Hyperprior:
             self._z_tables[quality] = self.z_density.tables(self.z_steps[quality - 1])
         return self._z_tables[quality]
 
+    def float_weights(self) -> dict[str, Tensor]:
+        """The networks that the integers stand for, float32, by their names in the model file, and `features_bias` Q×H2.
+
+        They take side information and latents as numbers, the latents divided by 2^spread, and give means divided by that and
+        log2 σ - spread. Rounding and clamping within them are left out; what is left is differentiable.
+        """
+        # What a map's integers stand for is not written down, and any unit does, as long as all agree on it: this one makes them
+        # numbers near one. In the first files of the profile it is 2⁻¹² throughout.
+        inner = BITS if self._late_bias is not None else THAWED_BITS
+        side = STEP_BITS - torch.from_numpy(self.side_shift)
+        seen = STEP_BITS + torch.from_numpy(self.spread - self.context_shift)
+        out: dict[str, Tensor] = {}
+        for name in [name.removesuffix(".shift") for name in self._file if name.endswith(".shift")]:
+            bias = self._file[f"{name}.bias"].float()
+            own = torch.exp2(-self._file[f"{name}.shift"].float() - (BITS if name.endswith(".last") else inner)).expand(len(bias))
+            scale = own[:, None, None, None]
+            given = side.float() if name == "hyper_synthesis.conv1" else torch.tensor(float(inner))
+            out[f"{name}.weight"] = self._file[f"{name}.weight"].float() * scale * torch.exp2(given)[..., None, None]
+            out[f"{name}.bias"] = bias * own
+            context = f"{name.rpartition('.')[0]}.context.weight"
+            if name.endswith(".features") and context in self._file:
+                weight = self._file[context].float()
+                out[context] = weight * scale * torch.exp2(seen[: weight.shape[1]].float())[:, None, None]
+            if name == "hyper_synthesis.conv2":
+                unit = own[::4] if self._late_bias is None else 2.0**-BITS
+                out["features_bias"] = self._file["features_bias"].float() * unit
+        return out
+
     # What both sides do
 
     def features(self, z: Symbols, quality: int, height: int, width: int) -> Tensor:
         """Integers H2 × h·(w+2), float32, rows with two columns too many, from symbols Cz×⌈h/4⌉×⌈w/4⌉ of the side information."""
-        coarse, fine = self._synthesis
-        step = self.z_steps[quality - 1][:, None, None]
-        x = fixedpoint.flat(torch.from_numpy(np.clip(_shifted(z * step, STEP_BITS - BITS), -LIMIT, LIMIT)))
-        middle = fixedpoint.flat(functional.pixel_shuffle(fixedpoint.rows(coarse([x], z.shape[2] + 2), z.shape[2]), 2))
+        exact = z * self.z_steps[quality - 1][:, None, None]
+        x = fixedpoint.flat(_seen(exact, self.side_shift[:, None, None], self.limits[0]))
+        middle = fixedpoint.flat(functional.pixel_shuffle(fixedpoint.rows(self._coarse([x], z.shape[2] + 2), z.shape[2]), 2))
         pitch = 2 * z.shape[2] + 2
-        bias = torch.from_numpy(self.features_bias[quality - 1].astype(np.float64))[:, None, None]
-        out = torch.zeros(self.sizes.features, height, width + 2)
+        out = torch.zeros(self.sizes.features, height, width + 2, dtype=torch.float32)
         for first, last in _bands(-(-height // 2), pitch):
-            part = fixedpoint.rows(fine([middle[:, first * pitch : (last + 2) * pitch + 2]], pitch), pitch - 2)
-            part = functional.pixel_shuffle(part, 2)[:, : height - 2 * first, :width]
-            out[:, 2 * first : 2 * last, :width] = (part + bias).clamp_(0, LIMIT)
+            part = self._fine([middle[:, first * pitch : (last + 2) * pitch + 2]], pitch, quality - 1)
+            part = functional.pixel_shuffle(fixedpoint.rows(part, pitch - 2), 2)
+            if self._late_bias is not None:
+                part = (part + torch.from_numpy(self._late_bias[quality - 1])[:, None, None]).clamp_(0, LIMIT)
+            out[:, 2 * first : 2 * last, :width] = part[:, : height - 2 * first, :width]
         return out.flatten(1)
 
     @torch.inference_mode()
@@ -209,45 +254,49 @@ class Hyperprior:
         pitch = width + 2
         with torch.autocast("cpu", enabled=False):
             features = self.features(z, quality, height, width)
-            seen = fixedpoint.empty_flat(self.latents, height, width, torch.float32)
+            context = fixedpoint.empty_flat(self.latents, height, width)
             latents = np.empty((self.latents, height, width), np.int32)
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
                 own = slice(start, start + size)
                 spread = self.spread[own, None, None]
-                # Of (log2 σ/Δ - lowest) · 6, all that is known before.
+                unit = torch.from_numpy(2.0 ** (spread + STEP_BITS - BITS)).float()
+                # Of log2 σ/Δ, all that is known before.
                 known = ((spread - LOWEST_OCTAVE) << BITS) - self.log2_steps[quality - 1, own, None, None]
-                offset = torch.from_numpy((PER_OCTAVE * known + (1 << (BITS - 1))).astype(np.float64))
-                unit = torch.from_numpy(2.0 ** (spread + STEP_BITS - BITS))
+                offset = torch.from_numpy(PER_OCTAVE * known + (1 << (BITS - 1))).int()
                 means = np.empty((size, height, width), np.int64)
                 tables = np.empty((size, height, width), np.uint8)
                 for first, last in _bands(height, pitch):
-                    maps = [features[:, first * pitch : last * pitch].double()]
+                    maps = [features[:, first * pitch : last * pitch]]
                     if start:
                         # The margin lies around a 3×3 kernel, and outside of a 1×1.
                         margin = 0 if self.sizes.kernel == 3 else pitch + 1
-                        maps.append(seen[:start, first * pitch + margin : (last + 2) * pitch + 2 - margin].double())
-                    out = maps
+                        maps.append(context[:start, first * pitch + margin : (last + 2) * pitch + 2 - margin])
                     for layer in self._slices[k]:
-                        out = [layer(out, pitch)]
-                    mean, octave = fixedpoint.rows(out[0], width).chunk(2)
+                        maps = [layer(maps, pitch)]
+                    mean, octave = fixedpoint.rows(maps[0], width).chunk(2)
                     means[:, first:last] = (mean * unit).numpy()
-                    index = (octave * PER_OCTAVE).add_(offset).mul_(2.0**-BITS).floor_().clamp_(0, TABLES - 1)
-                    tables[:, first:last] = index.numpy()
+                    index = (octave.int() * PER_OCTAVE + offset) >> BITS
+                    tables[:, first:last] = index.clamp_(0, TABLES - 1).numpy()
                 exact = code(k, means, tables) * self.steps[quality - 1, own, None, None] + means
                 latents[own] = np.clip(exact, -LATENT_LIMIT, LATENT_LIMIT)
                 if start + size < self.latents:
-                    shown = np.clip(_shifted(exact, spread + STEP_BITS - BITS), -LIMIT, LIMIT)
-                    fixedpoint.inside(seen, height, width)[own] = torch.from_numpy(shown)
+                    fixedpoint.inside(context, height, width)[own] = _seen(exact, self.context_shift[own, None, None], self.limits[1])
         return latents
 
     # The encoder
+
+    def in_precision(self, precision: str) -> Hyperprior:
+        """The same model with a hyper-analysis that computes in fp32 or bf16; all else is integers."""
+        other = copy.copy(self)
+        other._analysis = {name: tensor.to(PRECISIONS[precision]) for name, tensor in self._analysis.items()}
+        return other
 
     @torch.inference_mode()
     def side_information(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """Symbols Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w. Raises `ModelError` when they are out of range."""
         a = self._analysis
         with torch.autocast("cpu", enabled=False):
-            x = torch.from_numpy(y)[None].float().contiguous(memory_format=torch.channels_last)
+            x = torch.from_numpy(y)[None].to(a["conv1.bias"].dtype).contiguous(memory_format=torch.channels_last)
             x = torch.relu_(functional.conv2d(x, a["conv1.weight"], a["conv1.bias"], padding=1))
             x = torch.relu_(functional.conv2d(x, a["conv2.weight"], a["conv2.bias"], stride=2, padding=2))
             z = functional.conv2d(x, a["conv3.weight"], stride=2, padding=2)[0].double().numpy()
@@ -331,6 +380,33 @@ def sizes_of(metadata: Mapping[str, Any]) -> Sizes:
     return Sizes(**{**named, "slices": tuple(named["slices"])})
 
 
+def _numbers(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> dict[str, Integers]:
+    """The integer tensors of these shapes. Raises ValueError or KeyError when they are not there.
+
+    The first files of this profile have one shift for all outputs of a layer, no `limits`, and maps in units of 2⁻¹² throughout; the
+    features' bias comes after the requantisation, in that unit. What they leave out is filled in here.
+    """
+    first = "limits" not in tensors
+    out: dict[str, Integers] = {}
+    for name, shape in wanted.items():
+        if first and name in ("limits", "side_shift", "context_shift"):
+            continue
+        tensor = tensors[name]
+        if tensor.is_floating_point() or tuple(tensor.shape) != (() if first and name.endswith(".shift") else shape):
+            raise ValueError(f"{name} is not what the sizes ask for")
+        out[name] = np.asarray(tensor.numpy(), dtype=np.int64)
+    if first:
+        for name in [name for name in out if name.endswith(".shift")]:
+            out[name] = np.full(wanted[name], out[name])
+        if abs(out["features_bias"]).max() > LIMIT:
+            raise ValueError("features_bias is out of range")
+        out["late_bias"], out["features_bias"] = out["features_bias"], np.zeros_like(out["features_bias"])
+        out["limits"] = np.full(3, LIMIT, np.int64)
+        out["side_shift"] = np.full(wanted["side_shift"], STEP_BITS - BITS, np.int64)
+        out["context_shift"] = out["spread"] + STEP_BITS - BITS
+    return out
+
+
 def _integers(tensor: Tensor) -> Integers:
     if tensor.is_floating_point():
         raise ValueError("tables must be integers")
@@ -343,10 +419,9 @@ def _bands(height: int, pitch: int) -> list[tuple[int, int]]:
     return [(first, min(first + count, height)) for first in range(0, height, count)]
 
 
-def _shifted(x: Integers, bits: Integers | int) -> Integers:
-    """The integers nearest to x / 2^bits, halves rounded up."""
-    shifted: Integers = (x + ((1 << np.asarray(bits)) >> 1)) >> bits
-    return shifted
+def _seen(exact: Integers, shift: Integers, limit: int) -> Tensor:
+    """What the networks see of integers: exact / 2^shift, rounded half up, within ±limit."""
+    return torch.from_numpy(np.clip((exact + ((1 << shift) >> 1)) >> shift, -limit, limit))
 
 
 def _rounded(x: npt.NDArray[np.float64]) -> Symbols:

@@ -67,7 +67,7 @@ class Model:
                 raise ValueError("one step is needed for each quality and channel")
             if self.steps.min() < 1 or self.steps.max() >= 1 << 31:
                 raise ValueError("a step is out of range")
-            self.entropy = self._entropy_model(tensors)
+            self.entropy = self._entropy_model(tensors).in_precision(self.precision)
             self._default = int(metadata.get("default_quality", len(self.steps)))
         except (KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
             raise ModelError(f"{name}: not a usable model: {(str(error) or repr(error)).splitlines()[0]}") from error
@@ -125,6 +125,7 @@ class Model:
             other = copy.copy(self)
             other.__dict__.pop("_transforms", None)
             other.choice, other.precision = precision, inference.check_precision(precision)
+            other.entropy = self.entropy.in_precision(other.precision)
             self._others[precision] = other
         return self._others[precision]
 

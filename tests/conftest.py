@@ -11,9 +11,8 @@ import torch
 
 from codec import transforms
 from codec.density import Density, freeze, knot_grid
-from codec.fixedpoint import BITS
 from codec.frozen import CDF_BITS, STEP_BITS
-from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, shapes
+from codec.hyperprior import BITS, LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, shapes
 from codec.model import Model, from_bytes, to_bytes
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
@@ -65,17 +64,21 @@ def tiny_hyper_tensors(
     for name, shape in analysis_shapes(latents, sizes).items():
         out[name] = (torch.randn(shape) * (2 / max((*shape[1:2], 1)) / 9) ** 0.5).to(torch.float16)
     for name, shape in shapes(latents, len(steps), sizes).items():
-        part = name.rpartition(".")[2]
+        layer, _, part = name.rpartition(".")
         if part == "weight":
-            size = (0.3 if ".last." in name else 1.4) / (shape[1] * shape[2]) ** 0.5
-            out[name] = (size * torch.randn(shape) * 2**BITS).round().to(torch.int16)
+            out[name] = torch.randint(-127, 128, shape, dtype=torch.int8)
         elif part == "bias":
-            out[name] = (0.3 * torch.randn(shape) * 2 ** (2 * BITS)).round().to(torch.int32)
+            out[name] = torch.randint(-20_000, 20_000, shape, dtype=torch.int32)
         elif part == "shift":
-            out[name] = torch.tensor(BITS, dtype=torch.int32)
+            # Sums of n products have about √n times the size of one; what leaves the last layer is a few units of 2⁻¹².
+            fan_in = out[f"{layer}.weight"][0].numel()
+            out[name] = torch.full(shape, 1 if layer.endswith(".last") else 6 + round(np.log2(fan_in) / 2), dtype=torch.int32)
+    out["limits"] = torch.tensor([255, 255, 255], dtype=torch.int32)
+    out["side_shift"] = torch.randint(9, 13, (sizes.side,), dtype=torch.int32)
+    out["context_shift"] = torch.randint(9, 13, (latents,), dtype=torch.int32)
     out["steps"], out["z_steps"] = frozen_steps(steps, latents), frozen_steps((0.5,) * len(steps), sizes.side)
     out["log2_steps"] = ((out["steps"].double().log2() - STEP_BITS) * 2**BITS).round().to(torch.int32)
-    out["features_bias"] = (0.2 * torch.randn(len(steps), sizes.features) * 2**BITS).round().to(torch.int32)
+    out["features_bias"] = torch.randint(-20_000, 20_000, (len(steps), sizes.features), dtype=torch.int32)
     out["spread"] = torch.randint(-3, 3, (latents,), dtype=torch.int32)
     out |= {f"z_density.{part}": tensor for part, tensor in random_density(sizes.side).items()}
     grid = knot_grid()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-LIMIT = 2**24
 BITS = 12
 Array = np.ndarray
 
@@ -29,9 +28,11 @@ def convolve(x: Array, weight: Array) -> Array:
     return out
 
 
-def requantise(total: Array, bias: Array, shift: int, rectify: bool) -> Array:
-    """The sum plus bias over 2^shift, rounded half up, clamped."""
-    return np.clip((total + bias[:, None, None] + 2 ** (shift - 1)) >> shift, 0 if rectify else -LIMIT, LIMIT)
+def requantise(total: Array, bias: Array, shift: Array, lowest: int, highest: int) -> Array:
+    """(The sum plus bias) over 2^shift, rounded half up, clamped."""
+    down, up = np.maximum(shift, 0)[:, None, None], np.maximum(-shift, 0)[:, None, None]
+    # Clipped first, so that 64 bits are enough.
+    return np.clip(np.clip((total + bias[:, None, None] + 2**down // 2) >> down, -(2**24), 2**24) * 2**up, lowest, highest)
 
 
 def shuffle(x: Array) -> Array:
@@ -55,24 +56,36 @@ def decode(
     }
     height, width = shape
     q = quality - 1
+    first_kind = "limits" not in t
+    side, context, inner = [2**24] * 3 if first_kind else t["limits"].tolist()
+    side_shift = t.get("side_shift", np.full(len(z), 4))
+    context_shift = t.get("context_shift", t["spread"] + 4)
 
-    def layer(name: str, x: Array, rectify: bool, more: Array | None = None) -> Array:
+    def layer(name: str, x: Array, lowest: int, highest: int, more: Array | None = None, extra: Array | int = 0) -> Array:
         total = convolve(x, t[f"{name}.weight"])
         if more is not None:
             total = total + convolve(more, t[f"{name.rpartition('.')[0]}.context.weight"])
-        return requantise(total, t[f"{name}.bias"], int(t[f"{name}.shift"]), rectify)
+        bias = t[f"{name}.bias"] + extra
+        return requantise(total, bias, np.broadcast_to(t[f"{name}.shift"], bias.shape), lowest, highest)
 
-    x = np.clip((z.astype(np.int64) * t["z_steps"][q][:, None, None] + 8) >> 4, -LIMIT, LIMIT)
-    x = shuffle(layer("hyper_synthesis.conv1", x, True))
-    x = shuffle(layer("hyper_synthesis.conv2", x, False))[:, :height, :width]
-    features = np.clip(x + t["features_bias"][q][:, None, None], 0, LIMIT)
+    def seen(exact: Array, shift: int, limit: int) -> Array:
+        return np.clip((exact + 2**shift // 2) >> shift, -limit, limit)
+
+    x = np.array([seen(plane * step, int(s), side) for plane, step, s in zip(z.astype(np.int64), t["z_steps"][q], side_shift, strict=True)])
+    x = shuffle(layer("hyper_synthesis.conv1", x, 0, inner))
+    bias = t["features_bias"][q]
+    if first_kind:
+        x = shuffle(layer("hyper_synthesis.conv2", x, -inner, inner)) + bias[:, None, None]
+        features = np.clip(x, 0, inner)[:, :height, :width]
+    else:
+        features = shuffle(layer("hyper_synthesis.conv2", x, 0, inner, extra=np.repeat(bias, 4)))[:, :height, :width]
     latents: list[Array] = []
     shown: list[Array] = []
     chosen = []
     start = 0
     for k, size in enumerate(slices):
-        x = layer(f"slices.{k}.features", features, True, np.array(shown) if shown else None)
-        x = layer(f"slices.{k}.last", layer(f"slices.{k}.hidden", x, True), False)
+        x = layer(f"slices.{k}.features", features, 0, inner, np.array(shown) if shown else None)
+        x = layer(f"slices.{k}.last", layer(f"slices.{k}.hidden", x, 0, inner), -(2**24), 2**24)
         means, tables = np.zeros((2, size, height, width), np.int64)
         for c in range(size):
             spread = int(t["spread"][start + c])
@@ -81,10 +94,9 @@ def decode(
             tables[c] = np.clip((6 * octave + 2 ** (BITS - 1)) >> BITS, 0, 79)
         symbols = symbols_of(k, means, tables)
         for c in range(size):
-            spread = int(t["spread"][start + c])
             exact = symbols[c].astype(np.int64) * t["steps"][q, start + c] + means[c]
             latents.append(np.clip(exact, -(2**31 - 1), 2**31 - 1))
-            shown.append(np.clip((exact + 2 ** (spread + 4) // 2) >> (spread + 4), -LIMIT, LIMIT))
+            shown.append(seen(exact, int(context_shift[start + c]), context))
         chosen.append((means, tables))
         start += size
     return np.array(latents), chosen

@@ -22,9 +22,14 @@ def applied(layer: Layer, maps: list[np.ndarray], kernels: list[int], device: st
     return fixedpoint.rows(layer(prepared, width + 2), width).cpu().numpy().astype(np.int64)
 
 
+def make(weights: list[np.ndarray], bias: np.ndarray, shift: int, rectify: bool, reach: int = LIMIT) -> Layer:
+    """With the same shift for all outputs."""
+    return Layer(weights, [reach] * len(weights), bias[None], np.full(len(bias), shift), LIMIT if rectify else None)
+
+
 def judged(weights: list[np.ndarray], bias: np.ndarray, shift: int, rectify: bool, maps: list[np.ndarray]) -> np.ndarray:
     total = sum(judge.convolve(x, w) for x, w in zip(maps, weights, strict=True))
-    return judge.requantise(total, bias, shift, rectify)
+    return judge.requantise(total, bias, np.full(len(bias), shift), 0 if rectify else -LIMIT, LIMIT)
 
 
 def extreme(rng: np.random.Generator, kernels: list[int], outputs: int, shift: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -52,7 +57,7 @@ def test_sums_near_the_proven_bound_are_those_of_integers(seed: int, kernels: li
         values = rng.choice((-LIMIT, LIMIT), shape) if kind else rng.integers(-LIMIT, LIMIT + 1, shape)
         maps.append(np.sign(w[0].sum((1, 2)))[:, None, None] * np.abs(values) if kind == 2 else values)
     rectify = bool(rng.integers(2))
-    layer = Layer(weights, bias, shift, rectify=rectify)
+    layer = make(weights, bias, shift, rectify)
     np.testing.assert_array_equal(applied(layer, maps, kernels), judged(weights, bias, shift, rectify, maps))
 
 
@@ -67,7 +72,7 @@ def wide(seed: int = 0) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]
 
 def test_order_threads_and_layout_change_nothing() -> None:
     weights, bias, maps = wide()
-    expected = applied(Layer(weights, bias, 20, rectify=False), maps, [1, 3])
+    expected = applied(make(weights, bias, 20, False), maps, [1, 3])
     assert len(np.unique(expected)) > 10_000
     before = torch.get_num_threads()
     try:
@@ -76,13 +81,13 @@ def test_order_threads_and_layout_change_nothing() -> None:
             for seed in range(3):
                 order = np.random.default_rng(seed).permutation(40)
                 shuffled = [w[:, order] for w in weights], [x[order] for x in maps]
-                np.testing.assert_array_equal(applied(Layer(shuffled[0], bias, 20, rectify=False), shuffled[1], [1, 3]), expected)
+                np.testing.assert_array_equal(applied(make(shuffled[0], bias, 20, False), shuffled[1], [1, 3]), expected)
             # Channels last: neighbours in memory are channels, not columns.
             last = [np.ascontiguousarray(x.transpose(1, 2, 0)).transpose(2, 0, 1) for x in maps]
-            np.testing.assert_array_equal(applied(Layer(weights, bias, 20, rectify=False), last, [1, 3]), expected)
+            np.testing.assert_array_equal(applied(make(weights, bias, 20, False), last, [1, 3]), expected)
             flat = [fixedpoint.flat(torch.from_numpy(x)) for x in maps]
             strided = [flat[0][:, 36:-36].t().contiguous().t(), flat[1].t().contiguous().t()]
-            out = fixedpoint.rows(Layer(weights, bias, 20, rectify=False)(strided, 35).contiguous(), 33)
+            out = fixedpoint.rows(make(weights, bias, 20, False)(strided, 35).contiguous(), 33)
             np.testing.assert_array_equal(out.numpy().astype(np.int64), expected)
     finally:
         torch.set_num_threads(before)
@@ -102,51 +107,115 @@ def test_the_last_bit_survives_sums_that_cancel(seed: int) -> None:
     bias = rng.integers(-100, 100, 4)
     expected = judged(weights, bias, 1, False, maps)
     np.testing.assert_array_equal(expected, np.repeat(maps[0][-1:], 4, axis=0) + bias[:, None, None] + 1 >> 1)
-    np.testing.assert_array_equal(applied(Layer(weights, bias, 1, rectify=False), maps, [kernel]), expected)
+    np.testing.assert_array_equal(applied(make(weights, bias, 1, False), maps, [kernel]), expected)
 
 
 def test_the_judge_agrees_on_a_wide_layer() -> None:
     weights, bias, maps = wide(1)
     small = [x[:, :4, :5] for x in maps]
-    np.testing.assert_array_equal(applied(Layer(weights, bias, 20, rectify=True), small, [1, 3]), judged(weights, bias, 20, True, small))
+    np.testing.assert_array_equal(applied(make(weights, bias, 20, True), small, [1, 3]), judged(weights, bias, 20, True, small))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_gpu_gives_the_same_integers() -> None:
     weights, bias, maps = wide(2)
-    layer = Layer(weights, bias, 20, rectify=False)
+    layer = make(weights, bias, 20, False)
     np.testing.assert_array_equal(applied(layer, maps, [1, 3], "cuda"), applied(layer, maps, [1, 3]))
 
 
-def test_the_bound_is_where_it_should_be() -> None:
-    """One less than 2⁵³ is accepted; the very number is not, whichever of weights and bias brings it about."""
-    room, shift = EXACT - 1 - (1 << 9), 10
-    weight = np.full((1, 2, 1, 1), ((1 << 29) - 64) // 2)
-    rest = room - ((1 << 29) - 64) * LIMIT
-    assert 0 < rest < 1 << 31
-    for sign in (-1, 1):
-        Layer([sign * weight], np.array([sign * rest]), shift, rectify=False)
-        with pytest.raises(ValueError, match="exact"):
-            Layer([sign * weight], np.array([sign * (rest + 1)]), shift, rectify=False)
-    with pytest.raises(ValueError, match="exact"):
-        Layer([weight, np.full((1, 1, 3, 3), 8)], np.array([0]), shift, rectify=False)
+def small(rng: np.random.Generator, kernels: list[int], shift: int) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
+    """As near to 2²⁴ as may be, with operands of eight bits and a sign."""
+    weights = [rng.integers(-256, 257, (5, 30 if k == 3 else 80, k, k)) for k in kernels]
+    reach = int(rng.choice((1, 17, 255, 256)))
+    total = sum(np.abs(w).reshape(5, -1).sum(1) for w in weights)
+    room = (LIMIT - 1 - (1 << shift >> 1)) // reach
+    weights = [w * min(1, room / total.max()) for w in weights]
+    weights = [np.trunc(w).astype(np.int64) for w in weights]
+    total = sum(np.abs(w).reshape(5, -1).sum(1) for w in weights)
+    bias = (LIMIT - 1 - (1 << shift >> 1) - total * reach) * rng.choice((-1, 1), 5)
+    return weights, bias, [rng.choice((-reach, reach), (w.shape[1], 4, 6)) for w in weights]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 30), st.sampled_from([[1], [3], [1, 3]]), st.integers(0, 12), st.booleans())
+def test_small_sums_are_exact_in_single_precision(seed: int, kernels: list[int], shift: int, aligned: bool) -> None:
+    weights, bias, maps = small(np.random.default_rng(seed), kernels, shift)
+    if aligned:  # the largest sum that there can be
+        maps = [abs(x) * np.where(w[0].sum((1, 2)) < 0, -1, 1)[:, None, None] for x, w in zip(maps, weights, strict=True)]
+    layer = make(weights, bias, shift, False, int(abs(maps[0]).max()))
+    assert layer.dtype == torch.float32
+    np.testing.assert_array_equal(applied(layer, maps, kernels), judged(weights, bias, shift, False, maps))
+
+
+def test_settings_that_trade_precision_for_speed_change_nothing() -> None:
+    weights, bias, maps = small(np.random.default_rng(0), [1, 3], 3)
+    layer = make(weights, bias, 3, False, int(abs(maps[0]).max()))
+    expected = judged(weights, bias, 3, False, maps)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            np.testing.assert_array_equal(applied(layer, maps, [1, 3]), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_each_output_has_its_own_shift_and_each_row_its_bias() -> None:
+    rng = np.random.default_rng(3)
+    weight, shift = rng.integers(-100, 101, (6, 9, 3, 3)), np.array([0, -1, 2, 5, -12, 30])
+    bias, x = rng.integers(-100_000, 100_000, (3, 6)), rng.integers(0, 200, (9, 5, 4))
+    for limit in (None, 255):
+        layer = Layer([weight], [200], bias, shift, limit)
+        for row in range(3):
+            out = fixedpoint.rows(layer([fixedpoint.flat(torch.from_numpy(x))], 6, row), 4).numpy()
+            expected = judge.requantise(judge.convolve(x, weight), bias[row], shift, *((-LIMIT, LIMIT) if limit is None else (0, 255)))
+            np.testing.assert_array_equal(out, expected)
+
+
+def test_the_bounds_are_where_they_should_be() -> None:
+    """One less than 2⁵³ is accepted, and one less than 2²⁴ taken to single precision; the very numbers are not."""
+    for limit, size, inputs, reach in ((EXACT, (1 << 28) - 32, 2, LIMIT), (LIMIT, 255, 250, 256)):
+        weight = np.full((1, inputs, 1, 1), size)
+        rest = limit - 1 - (1 << 9) - inputs * size * reach
+        assert rest > 0
+        for sign in (-1, 1):
+            layer = make([sign * weight], np.array([sign * rest]), 10, False, reach)
+            assert layer.dtype == (torch.float32 if limit == LIMIT else torch.float64)
+            if limit == EXACT:
+                with pytest.raises(ValueError, match="exact"):
+                    make([sign * weight], np.array([sign * (rest + 1)]), 10, False, reach)
+            else:
+                assert make([sign * weight], np.array([sign * (rest + 1)]), 10, False, reach).dtype == torch.float64
+
+
+def test_operands_that_reduced_precision_would_round_are_kept_from_it() -> None:
+    weight = np.full((1, 2, 1, 1), 257)
+    assert make([weight - 1], np.array([0]), 1, False, 256).dtype == torch.float32
+    assert make([weight], np.array([0]), 1, False, 256).dtype == torch.float64
+    assert make([weight - 1], np.array([0]), 1, False, 257).dtype == torch.float64
+
+
+ONES = np.ones((2, 3, 1, 1), np.int64)
 
 
 @pytest.mark.parametrize(
-    ("weight", "bias", "shift", "words"),
+    ("weight", "bias", "shift", "reach", "words"),
     [
-        (np.ones((2, 3, 2, 2), np.int64), np.zeros(2, np.int64), 5, "shapes"),
-        (np.ones((2, 3, 1, 1), np.int64), np.zeros(3, np.int64), 5, "shapes"),
-        (np.ones((2, 3, 1, 1), np.int64), np.zeros(2, np.int64), 0, "shifts by 0"),
-        (np.ones((2, 3, 1, 1), np.int64), np.zeros(2, np.int64), 31, "shifts by 31"),
-        (np.full((2, 3, 1, 1), -(1 << 63)), np.zeros(2, np.int64), 5, "32 bits"),
-        (np.ones((2, 3, 1, 1), np.int64), np.full(2, -(1 << 63)), 5, "32 bits"),
-        (np.full((2, 3, 3, 3), 1 << 30), np.zeros(2, np.int64), 5, "exact"),
+        (np.ones((2, 3, 2, 2), np.int64), [0, 0], [5, 5], 1, "shapes"),
+        (ONES, [0, 0, 0], [5, 5], 1, "shapes"),
+        (ONES, [0, 0], [5, 5, 5], 1, "shapes"),
+        (ONES, [0, 0], [5, -13], 1, "shift"),
+        (ONES, [0, 0], [31, 5], 1, "shift"),
+        (ONES, [0, 0], [5, 5], 0, "limit"),
+        (ONES, [0, 0], [5, 5], LIMIT + 1, "limit"),
+        (np.full((2, 3, 1, 1), -(1 << 63)), [0, 0], [5, 5], 1, "32 bits"),
+        (ONES, [0, -(1 << 63)], [5, 5], 1, "53 bits"),
+        (np.full((2, 3, 3, 3), 1 << 30), [0, 0], [5, 5], LIMIT, "exact"),
     ],
 )
-def test_absurd_layers_are_refused(weight: np.ndarray, bias: np.ndarray, shift: int, words: str) -> None:
+def test_absurd_layers_are_refused(weight: np.ndarray, bias: list[int], shift: list[int], reach: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Layer([weight], bias, shift, rectify=True)
+        Layer([weight], [reach], np.array([bias]), np.array(shift), None)
 
 
 @settings(deadline=None)
@@ -154,5 +223,5 @@ def test_absurd_layers_are_refused(weight: np.ndarray, bias: np.ndarray, shift: 
 def test_flat_maps_hold_what_was_put_in_and_zeros_around(channels: int, height: int, width: int) -> None:
     x = torch.arange(1, channels * height * width + 1).reshape(channels, height, width)
     flat = fixedpoint.flat(x)
-    assert torch.equal(fixedpoint.inside(flat, height, width), x.double())
+    assert torch.equal(fixedpoint.inside(flat, height, width), x.float())
     assert int(flat.count_nonzero()) == x.numel() and flat.shape == (channels, (height + 2) * (width + 2) + 2)

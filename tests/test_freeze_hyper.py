@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLES
-from safetensors.torch import load
 
+import codec
 from codec import image as images
 from codec import model as models
-from codec.fixedpoint import BITS
-from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes
+from codec import registry
+from codec.hyperprior import BITS, LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, sizes_of
 from codec.model import Model
 from train import freeze, freeze_hyper
 from train.config import Config
@@ -46,56 +46,90 @@ def picture() -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255
 
 
+def crops() -> torch.Tensor:
+    """What the maps' ranges are measured on: another photograph."""
+    pixels = images.read(SAMPLES / "coffee.png")
+    return torch.from_numpy(np.stack([pixels[:256, left : left + 256] for left in (0, 150, 300)]))
+
+
 @pytest.fixture(scope="module")
 def frozen(trained: HyperModel) -> Model:
-    return freeze.in_memory(trained, CONFIG)
+    return freeze.in_memory(trained, CONFIG, crops())
 
 
 @pytest.mark.parametrize(("quality", "position"), [(1, 0.0), (34, 66 / 99), (100, 2.0)])
 def test_the_integers_code_as_well_as_the_floats(trained: HyperModel, frozen: Model, quality: int, position: float) -> None:
-    """Real rounding on both sides: half a per cent is what may be lost, and what comes back is what went in."""
+    """Real rounding on both sides, and what comes back is what went in. Eight bits show more in so narrow networks than in real ones."""
     y = trained.latents(picture()[None])[0]
     bits_y, bits_z, _ = trained.code(y[None], torch.tensor([position]))
     side, rest = frozen.entropy.bits(y.numpy(), quality)
-    assert side == pytest.approx(float(bits_z), rel=0.01, abs=20)
-    assert float(bits_y) * 0.998 < rest < 1.005 * float(bits_y)
+    assert side == pytest.approx(float(bits_z), rel=0.02, abs=20)
+    assert float(bits_y) * 0.98 < rest < 1.02 * float(bits_y)
     data = frozen.entropy.encode(y.numpy(), quality)
     np.testing.assert_array_equal(frozen.entropy.decode(data, quality, 18, 28), frozen.entropy.quantise(y.numpy(), quality))
     assert 8 * len(data) < 1.001 * (side + rest) + 64
 
 
-def test_means_and_scales_follow_the_floats(trained: HyperModel, frozen: Model) -> None:
+@pytest.fixture(scope="module")
+def real() -> tuple[HyperModel, Model]:
+    """The networks of a trained model, thawed, are floating-point networks; and frozen again."""
+    name = next(name for name in codec.models() if codec.load(name).metadata["profile"] == "hyperprior")
+    metadata = codec.load(name).metadata
+    rungs, sizes = tuple(metadata["lambdas"]), sizes_of(metadata)
+    thawed = HyperModel(rungs, metadata["filters"], metadata["latents"], sizes).requires_grad_(False)
+    thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(registry.path_of(name), rungs, "hyperprior")})
+    config = Config(lambdas=rungs, filters=metadata["filters"], latents=metadata["latents"], slices=sizes.slices, quantiser="mixed")
+    return thawed, freeze.in_memory(thawed, config, crops())
+
+
+def test_a_real_model_loses_less_than_half_a_per_cent(real: tuple[HyperModel, Model]) -> None:
+    """On photographs that nothing was measured on."""
+    thawed, model = real
+    floats, integers, last = 0.0, 0.0, len(thawed.log_gain) - 1
+    for photograph in ("astronaut", "chelsea"):
+        x = torch.from_numpy(images.read(SAMPLES / f"{photograph}.png")[:288, :448].copy()).permute(2, 0, 1)[None] / 255
+        y = thawed.latents(x)
+        for quality, position in ((34, last * 33 / 99), (100, float(last))):
+            floats += sum(float(bits) for bits in thawed.code(y, torch.tensor([position]))[:2])
+            integers += sum(model.entropy.bits(y[0].numpy(), quality))
+    assert 0.99 < integers / floats < 1.005
+
+
+def test_means_and_scales_follow_the_floats(real: tuple[HyperModel, Model]) -> None:
     """With the same symbols in both, so that one latent on the edge of rounding does not set them apart."""
-    y = trained.latents(picture()[None])
-    position, quality = torch.tensor([2.0]), 100
+    thawed, model = real
+    y = thawed.latents(picture()[None])
+    last = len(thawed.log_gain) - 1
+    position, quality = torch.tensor([float(last)]), 100
     outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hooks = [part.register_forward_hook(lambda _, __, out: outputs.append(out)) for part in trained.slices]
-    trained.code(y, position)
+    hooks = [part.register_forward_hook(lambda _, __, out: outputs.append(out)) for part in thawed.slices]
+    thawed.code(y, position)
     for hook in hooks:
         hook.remove()
-    spread, gain = torch.exp2(trained.log_spread)[:, None, None], trained.gain(position)[0]
+    spread, gain = torch.exp2(thawed.log_spread)[:, None, None], thawed.gain(position)[0]
     units = gain * spread
-    z_gain = trained.log_gain_z[2].exp()[:, None, None]
-    z = torch.round(trained.hyper_analysis(y / spread)[0] * z_gain).to(torch.int32).numpy()
-    seen = []
+    z_gain = thawed.log_gain_z[last].exp()[:, None, None]
+    z = torch.round(thawed.hyper_analysis(y / spread)[0] * z_gain).to(torch.int32).numpy()
+    errors = []
 
     def code(k: int, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
-        own = slice(4 * k, 4 * k + 4)
+        own = slice(thawed.sizes.starts[k], thawed.sizes.starts[k] + thawed.sizes.slices[k])
         mean, octave = (part[0] for part in outputs[k])
-        ideal = (octave + units[own].log2() - LOWEST_OCTAVE) * PER_OCTAVE
-        seen.append((means / 65536 / spread[own].numpy() - mean.numpy(), tables - ideal.clamp(0, TABLES - 1).numpy()))
+        ideal = ((octave + units[own].log2() - LOWEST_OCTAVE) * PER_OCTAVE).clamp(0, TABLES - 1)
+        # In units of σ, which is what they matter in.
+        errors.append((abs(means / 65536 / spread[own].numpy() - mean.numpy()) / torch.exp2(octave).numpy(), abs(tables - ideal.numpy())))
         return torch.round((y[0, own] - mean * spread[own]) * gain[own]).to(torch.int32).numpy()
 
-    frozen.entropy.run(z, quality, 18, 28, code)
-    for mean_error, table_error in seen:
-        assert abs(mean_error).max() < 0.005
-        # The nearest table is up to half a table away.
-        assert abs(table_error).max() < 0.5 + 0.05 and abs(table_error).mean() < 0.3
+    model.entropy.run(z, quality, 18, 28, code)
+    for mean_error, table_error in errors:
+        assert mean_error.mean() < 0.015 and np.quantile(mean_error, 0.999) < 0.2
+        # The nearest table is up to half a table away, and a quarter in the mean.
+        assert table_error.mean() < 0.35 and np.quantile(table_error, 0.999) < 2
 
 
 def test_a_frozen_file_is_what_is_used(trained: HyperModel, frozen: Model, tmp_path: Path) -> None:
     path = tmp_path / "frozen.safetensors"
-    freeze.freeze_to_file(trained, CONFIG, {"step": 120}, (picture() * 255).to(torch.uint8).permute(1, 2, 0)[None, :256, :256], path)
+    freeze.freeze_to_file(trained, CONFIG, {"step": 120}, crops(), path)
     model = models.load(path).in_precision("fp32")
     assert model.metadata["profile"] == "hyperprior" and model.metadata["measured_on_held_out_crops"]["bits_over_ideal"] < 1.1
     assert model.qualities == 100 and model.default_quality == 50 and model.metadata["sizes"]["slices"] == [4, 4, 4]
@@ -105,31 +139,47 @@ def test_a_frozen_file_is_what_is_used(trained: HyperModel, frozen: Model, tmp_p
     assert sizes == sorted(sizes) and sizes[-1] > 1.5 * sizes[0]
 
 
-def test_weights_take_all_the_bits_there_are(trained: HyperModel) -> None:
-    tensors = load(models.to_bytes(freeze.tensors_of(trained), {}))
-    for name in [name for name in tensors if name.endswith(".shift")]:
-        layer = name.removesuffix(".shift")
-        shift = int(tensors[name])
-        largest = tensors[f"{layer}.weight"].abs().max()
-        if layer.endswith(".features") and f"{layer[:-9]}.context.weight" in tensors:
-            largest = max(largest, tensors[f"{layer[:-9]}.context.weight"].abs().max())
-        assert largest > 1 << 14 or shift == freeze_hyper.MOST_SHIFT or tensors[f"{layer}.bias"].abs().max() > 1 << 30
-    float_weight = trained.slices[1].hidden.weight
-    restored = tensors["slices.1.hidden.weight"].double() / 2 ** int(tensors["slices.1.hidden.shift"])
-    assert (restored - float_weight).abs().max() <= 2.0 ** -(int(tensors["slices.1.hidden.shift"]) + 1)
+def test_weights_and_sums_take_the_bits_there_are_and_no_more(trained: HyperModel, frozen: Model) -> None:
+    entropy = frozen.entropy
+    layers = [entropy._coarse, entropy._fine, *(layer for part in entropy._slices for layer in part)]
+    assert {layer.dtype for layer in layers} == {torch.float32}
+    tensors = freeze.tensors_of(trained, crops())
+    for name in [name.removesuffix(".shift") for name in tensors if name.endswith(".shift")]:
+        assert tensors[f"{name}.weight"].dtype == torch.int8
+        largest = tensors[f"{name}.weight"].int().abs().flatten(1).amax(1)
+        if name.endswith(".features") and f"{name[:-9]}.context.weight" in tensors:
+            largest = torch.maximum(largest, tensors[f"{name[:-9]}.context.weight"].int().abs().flatten(1).amax(1))
+        # The outputs of conv2 that share a bias share their places, and each has a power of two for its unit.
+        groups = largest.reshape(-1, 4).amax(1) if name.endswith("conv2") else largest
+        assert (groups >= 64).float().mean() > 0.9 and largest.max() <= 127
 
 
-def test_a_bias_out_of_range_takes_bits_from_the_weights() -> None:
-    layer = torch.nn.Conv2d(3, 2, 1)
-    with torch.no_grad():
-        layer.bias.copy_(torch.tensor([100.0, -0.5]))
-    out = freeze_hyper.integer_layer("x", layer)
-    assert int(out["x.shift"]) == 12
-    np.testing.assert_array_equal(out["x.bias"].numpy(), np.array([100, -0.5]) * 2 ** (BITS + 12))
+def layer_of(weight: float, bias: float, inputs: int = 4) -> torch.nn.Conv2d:
+    layer = torch.nn.Conv2d(inputs, 2, 1).requires_grad_(False)
+    layer.weight.fill_(weight)
+    layer.weight[1] /= 1024
+    layer.bias.copy_(torch.tensor([bias, 0.0]))
+    return layer
+
+
+def test_each_output_has_its_own_unit() -> None:
+    """Small weights are not rounded away beside large ones, and inputs of any unit are accounted for."""
+    out = freeze_hyper.integer_layer("x", layer_of(0.75, -0.5), torch.tensor([0.0, 0, 3, -2]), torch.tensor([1.0, 4.0]))
+    weight, places = out["x.weight"].double(), out["x.shift"].double() + torch.tensor([1.0, 4.0])
+    expected = torch.tensor([0.75, 0.75 / 1024])[:, None] * torch.tensor([1, 1, 1 / 8, 4.0])
+    np.testing.assert_allclose(weight[:, :, 0, 0] / 2 ** places[:, None], expected, rtol=0.02)
+    assert out["x.bias"].tolist() == [-(2 ** (int(places[0]) - 1)), 0]
+    assert out["x.weight"].abs().amax() > 63
+
+
+def test_what_has_no_room_loses_places() -> None:
+    """A bias of a thousand has ten bits before the point, and so no more than fourteen behind it."""
+    out = freeze_hyper.integer_layer("x", layer_of(0.001, 1000.0), torch.zeros(4), torch.tensor([15.0, 15.0]))
+    assert out["x.shift"].tolist()[0] == -1 and out["x.bias"][0] == 1000 * 2**14
 
 
 def test_frozen_steps_and_logarithms_belong_together(trained: HyperModel) -> None:
-    tensors = freeze_hyper.tensors(trained, 100)
+    tensors = freeze_hyper.tensors(trained, 100, crops())
     exact = np.log2(steps_of(trained).numpy() / 65536)
     assert abs(tensors["log2_steps"].numpy() / 2**BITS - exact).max() <= 2.0 ** -(BITS + 1)
     widths = np.log2(65536 / tensors["shape.steps"].numpy())
@@ -154,7 +204,7 @@ def test_a_frozen_shape_costs_nothing_against_the_learned_one() -> None:
 def test_training_goes_on_where_a_frozen_model_stands(trained: HyperModel, tmp_path: Path) -> None:
     """Thawed, the networks code the same latents in the same bits as before, but for the rounding to integers and half precision."""
     path = tmp_path / "frozen.safetensors"
-    path.write_bytes(models.to_bytes(freeze.tensors_of(trained), freeze._metadata(trained, CONFIG)))
+    path.write_bytes(models.to_bytes(freeze.tensors_of(trained, crops()), freeze._metadata(trained, CONFIG)))
     thawed = HyperModel(LADDER, 8, 12, SIZES)
     thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(path, LADDER, "hyperprior")})
     thawed.requires_grad_(False)
@@ -166,12 +216,12 @@ def test_training_goes_on_where_a_frozen_model_stands(trained: HyperModel, tmp_p
     torch.testing.assert_close(down, up)
     for rung in (0.0, 1.0, 2.0):
         before, after = ([float(bits) for bits in model.code(y, torch.tensor([rung]))[:2]] for model in (trained, thawed))
-        assert after[0] == pytest.approx(before[0], rel=0.015) and after[1] == pytest.approx(before[1], rel=0.02, abs=20)
+        assert after[0] == pytest.approx(before[0], rel=0.03) and after[1] == pytest.approx(before[1], rel=0.02, abs=20)
 
 
 def test_other_models_take_only_the_transforms(trained: HyperModel, tmp_path: Path) -> None:
     path = tmp_path / "frozen.safetensors"
-    path.write_bytes(models.to_bytes(freeze.tensors_of(trained), freeze._metadata(trained, CONFIG)))
+    path.write_bytes(models.to_bytes(freeze.tensors_of(trained, crops()), freeze._metadata(trained, CONFIG)))
     factorized = RateDistortion(LADDER, 8, 12)
     factorized.load_state_dict({**factorized.state_dict(), **freeze.weights_to_start_from(path, LADDER)})
     with torch.no_grad():

@@ -60,10 +60,10 @@ def steps_of(model: RateDistortion) -> Tensor:
     return ((1 << STEP_BITS) / gain).round().clamp(1, (1 << 31) - 1).to(torch.int32)
 
 
-def tensors_of(model: RateDistortion) -> dict[str, Tensor]:
-    """All tensors of the model file."""
+def tensors_of(model: RateDistortion, crops: Tensor) -> dict[str, Tensor]:
+    """All tensors of the model file. With N×H×W×3 uint8 crops of photographs, a hyperprior measures what its integers need room for."""
     if isinstance(model, HyperModel):
-        return {**transform_tensors(model), "steps": steps_of(model), **freeze_hyper.tensors(model, QUALITIES)}
+        return {**transform_tensors(model), "steps": steps_of(model), **freeze_hyper.tensors(model, QUALITIES, crops)}
     frozen = freeze(model.density)
     return {
         **transform_tensors(model),
@@ -87,9 +87,9 @@ def _metadata(model: RateDistortion, config: Config) -> dict[str, Any]:
     }
 
 
-def in_memory(model: RateDistortion, config: Config) -> Model:
-    """The frozen model, without a file."""
-    return Model(tensors_of(model), _metadata(model, config), "0" * 64, "unsaved")
+def in_memory(model: RateDistortion, config: Config, crops: Tensor) -> Model:
+    """The frozen model, without a file. The crops are as in `tensors_of`."""
+    return Model(tensors_of(model, crops), _metadata(model, config), "0" * 64, "unsaved")
 
 
 def measure(model: Model, crops: Tensor, quality: int) -> dict[str, float]:
@@ -109,11 +109,11 @@ def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, 
     """Freeze, measure real files of the held-out crops, write. Returns what was measured."""
     settings = config.as_dict()
     settings.pop("data")
-    frozen = in_memory(model, config)
+    frozen = in_memory(model, config, validation)
     measured = measure(frozen, validation, frozen.default_quality)
     metadata = {**_metadata(model, config), "training": {**settings, **provenance}, "measured_on_held_out_crops": measured}
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(codec_model.to_bytes(tensors_of(model), metadata))
+    temporary.write_bytes(codec_model.to_bytes(tensors_of(model, validation), metadata))
     temporary.replace(path)
     return measured
 

@@ -10,35 +10,95 @@ import torch
 from torch import Tensor, nn
 
 from codec.density import HALF_KNOTS, SPACING, freeze, start_log_mass
-from codec.fixedpoint import BITS, LIMIT
+from codec.fixedpoint import MAX_SHIFT
 from codec.frozen import CDF_BITS, STEP_BITS, FrozenDensity
-from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Hyperprior
+from codec.hyperprior import BITS, LOWEST_OCTAVE, PER_OCTAVE, TABLES, Hyperprior
 from codec.model import Model
 from train.hyper import HyperModel, Shape, at
 
-WEIGHT_LIMIT = (1 << 15) - 1
-BIAS_LIMIT = (1 << 31) - 1
-MOST_SHIFT = 18
+WEIGHT_LIMIT = 127
+"""Weights have eight bits with their sign,"""
+MAP_LIMIT = 255
+"""and maps eight bits, and a sign where they are not rectified: with sums of 24 bits, single precision is exact."""
+SUM_LIMIT = 1 << 24
+CONTEXT_REACH = 8
+"""Later slices see latents of so many spreads of their channel, in any case."""
+HEADROOM = 2.0
+"""Maps have room for so much more than the largest number that was measured; what is larger still is clamped."""
+QUIET = 1 / 16
+"""A channel that was measured to be smaller than this share of the largest has room for as much."""
+SIDE_STEPS = 8
+"""The side information has room for so many steps to each side, in any case."""
 FINER = 4
 """Knots of the frozen shape to one of the trained one, whose density is not constant between them."""
 
 
-def integer_layer(name: str, convolution: nn.Conv2d, context: nn.Conv2d | None = None) -> dict[str, Tensor]:
-    """Weights in as many bits as int16 holds, the bias and the shift that goes with them, of one layer or the sum of two."""
-    weights = [c.weight.detach().double().cpu() for c in (convolution, context) if c is not None]
+@torch.no_grad()
+def places_of(model: HyperModel, crops: Tensor) -> dict[str, Tensor]:
+    """How many binary places there is room for in each channel of what enters each layer, by the layer's name, float64.
+
+    The maps' largest numbers are measured on photographs' crops, N×H×W×3 uint8, at all rungs.
+    """
+    layers = {f"hyper_synthesis.{name}": model.hyper_synthesis.get_submodule(name) for name in ("conv1", "conv2")}
+    for k, part in enumerate(model.slices):
+        layers |= {f"slices.{k}.{name}": part.get_submodule(name) for name in ("features", "hidden", "last")}
+    # The last slice sees all latents that any of them sees.
+    context = model.slices[-1].context
+    layers |= {} if context is None else {"context": context}
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, given: Tensor) -> None:
+        largest = given.double().cpu().abs().amax(dim=(0, 2, 3))
+        found[name] = torch.maximum(found[name], largest) if name in found else largest
+
+    hooks = [layer.register_forward_pre_hook(lambda _, given, name=name: keep(name, given[0])) for name, layer in layers.items()]
+    try:
+        for some in crops.split(4):
+            y = model.latents(some.permute(0, 3, 1, 2).to(model.log_spread.device).float() / 255)
+            for rung in range(len(model.log_gain)):
+                model.code(y, torch.full((len(y),), float(rung), device=y.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    step = (-model.log_gain_z.double().cpu()).exp().amax(dim=0)
+    found["hyper_synthesis.conv1"] = torch.maximum(found["hyper_synthesis.conv1"], SIDE_STEPS / HEADROOM * step)
+    found["context"] = found.get("context", torch.zeros(1, dtype=torch.float64)).clamp(min=CONTEXT_REACH / HEADROOM)
+    rooms = {name: HEADROOM * torch.maximum(largest, QUIET * largest.max()) for name, largest in found.items()}
+    return {name: torch.floor(torch.log2(MAP_LIMIT / room.clamp(min=2.0**-8))) for name, room in rooms.items()}
+
+
+def integer_layer(
+    name: str, convolution: nn.Conv2d, into: Tensor, out: Tensor, more: tuple[nn.Conv2d, Tensor] | None = None, extra: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The integers of a layer whose inputs have `into` binary places in each channel, and its outputs at most `out`.
+
+    `more` is a second convolution that is added, and its inputs' places; `extra` biases Q×C that are chosen from, each of which goes to
+    as many outputs as C is smaller than them.
+    """
+    parts = [(convolution, into), *([] if more is None else [more])]
+    scaled = [c.weight.detach().double().cpu() * torch.exp2(-places)[:, None, None] for c, places in parts]
     assert convolution.bias is not None
     bias = convolution.bias.detach().double().cpu()
-    shift = MOST_SHIFT
-    while shift > 1 and (
-        max(float(w.abs().max()) for w in weights) * 2**shift > WEIGHT_LIMIT or bias.abs().max() * 2 ** (BITS + shift) > BIAS_LIMIT
-    ):
-        shift -= 1
-    rounded = [(w * 2**shift).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT).to(torch.int16) for w in weights]
-    out = {f"{name}.weight": rounded[0], f"{name}.shift": torch.tensor(shift, dtype=torch.int32)}
-    out[f"{name}.bias"] = (bias * 2 ** (BITS + shift)).round().clamp(-BIAS_LIMIT, BIAS_LIMIT).to(torch.int32)
-    if context is not None:
-        out[f"{name.rpartition('.')[0]}.context.weight"] = rounded[1]
-    return out
+    group = 1 if extra is None else len(bias) // extra.shape[1]
+    reach = bias.abs() if extra is None else (bias + extra.double().cpu().repeat_interleave(group, dim=1)).abs().amax(dim=0)
+    # Rounding adds at most a half to each weight, and the output's rounding a half of its last place.
+    count = sum(w[0].numel() for w in scaled)
+    total = sum(w.abs().sum(dim=(1, 2, 3)) for w in scaled) * MAP_LIMIT + reach + torch.exp2(-out - 1)
+    largest = torch.stack([w.abs().amax(dim=(1, 2, 3)) for w in scaled]).amax(dim=0)
+    places = torch.minimum(
+        torch.log2((SUM_LIMIT - 2 - 0.5 * count * MAP_LIMIT) / total.clamp(min=1e-12)), torch.log2(WEIGHT_LIMIT / largest.clamp(min=1e-12))
+    )
+    # The outputs that share a bias share their places.
+    places = torch.floor(places).reshape(-1, group).amin(dim=1).repeat_interleave(group)
+    places = torch.minimum(places, out + MAX_SHIFT)
+    rounded = [(w * torch.exp2(places)[:, None, None, None]).round() for w in scaled]
+    tensors = {f"{name}.weight": rounded[0].to(torch.int8), f"{name}.shift": (places - out).to(torch.int32)}
+    tensors[f"{name}.bias"] = (bias * torch.exp2(places)).round().to(torch.int32)
+    if more is not None:
+        tensors[f"{name.rpartition('.')[0]}.context.weight"] = rounded[1].to(torch.int8)
+    if extra is not None:
+        tensors["features_bias"] = (extra.double().cpu() * torch.exp2(places[::group])).round().to(torch.int32)
+    return tensors
 
 
 def frozen_shape(shape: Shape) -> dict[str, Tensor]:
@@ -55,13 +115,22 @@ def frozen_shape(shape: Shape) -> dict[str, Tensor]:
     }
 
 
-def tensors(model: HyperModel, qualities: int) -> dict[str, Tensor]:
-    """The entropy model's part of the model file."""
+def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tensor]:
+    """The entropy model's part of the model file; photographs' crops, N×H×W×3 uint8, show how far its networks' maps reach."""
     rungs = model.log_gain.shape[0]
     position = torch.linspace(0, rungs - 1, qualities) if rungs > 1 else torch.zeros(1)
     position = position.to(model.log_gain.device)
-    spread = model.log_spread.cpu()
-    out: dict[str, Tensor] = {"spread": spread.round().to(torch.int32)}
+    spread = model.log_spread.cpu().round()
+    places = places_of(model, crops)
+    side = places["hyper_synthesis.conv1"].clamp(max=STEP_BITS)
+    # Of the last slice's latents, which none sees, as of the first channel's.
+    seen = torch.cat([places["context"], places["context"][:1].expand(len(spread) - len(places["context"]))])
+    out: dict[str, Tensor] = {
+        "limits": torch.full((3,), MAP_LIMIT, dtype=torch.int32),
+        "spread": spread.to(torch.int32),
+        "side_shift": (STEP_BITS - side).to(torch.int32),
+        "context_shift": (STEP_BITS + spread - seen).clamp(0, MAX_SHIFT).to(torch.int32),
+    }
     with torch.no_grad():
         # Of the steps as they are stored, in units of 2⁻¹⁶.
         gain = model.gain(position)[:, :, 0, 0].double().cpu()
@@ -69,21 +138,25 @@ def tensors(model: HyperModel, qualities: int) -> dict[str, Tensor]:
         out["log2_steps"] = ((steps.log2() - STEP_BITS) * (1 << BITS)).round().to(torch.int32)
         z_gain = at(model.log_gain_z, position).double().cpu().exp()
         out["z_steps"] = ((1 << STEP_BITS) / z_gain).round().clamp(1, (1 << 31) - 1).to(torch.int32)
-        bias = at(model.features_bias, position).double().cpu() * (1 << BITS)
-        out["features_bias"] = bias.round().clamp(-LIMIT, LIMIT).to(torch.int32)
+        bias = at(model.features_bias, position)
         for name, tensor in model.hyper_analysis.state_dict().items():
             # The encoder's network gets latents as they are.
             scaled = tensor.cpu() * torch.exp2(-spread)[:, None, None] if name == "conv1.weight" else tensor.cpu()
             out[f"hyper_analysis.{name}"] = scaled.to(torch.float16)
-    out |= integer_layer("hyper_synthesis.conv1", model.hyper_synthesis.conv1)
-    out |= integer_layer("hyper_synthesis.conv2", model.hyper_synthesis.conv2)
-    for k, part in enumerate(model.slices):
-        out |= integer_layer(f"slices.{k}.features", part.features, part.context)
-        out |= integer_layer(f"slices.{k}.hidden", part.hidden)
-        out |= integer_layer(f"slices.{k}.last", part.last)
+    # The four outputs that become a channel's sub-pixels have its places.
+    coarse, features = places["hyper_synthesis.conv2"], places["slices.0.features"]
+    out |= integer_layer("hyper_synthesis.conv1", model.hyper_synthesis.conv1, side, coarse.repeat_interleave(4))
+    out |= integer_layer("hyper_synthesis.conv2", model.hyper_synthesis.conv2, coarse, features.repeat_interleave(4), extra=bias)
+    for k, (start, part) in enumerate(zip(model.sizes.starts, model.slices, strict=True)):
+        first, hidden = places[f"slices.{k}.hidden"], places[f"slices.{k}.last"]
+        # The weights are for latents in units of the spread.
+        context = None if part.context is None else (part.context, seen[:start])
+        out |= integer_layer(f"slices.{k}.features", part.features, features, first, context)
+        out |= integer_layer(f"slices.{k}.hidden", part.hidden, first, hidden)
+        out |= integer_layer(f"slices.{k}.last", part.last, hidden, torch.full((len(part.last.weight),), float(BITS), dtype=torch.float64))
     density = freeze(model.z_density)
-    for part in ("grid", "scale", "cdf"):
-        out[f"z_density.{part}"] = torch.from_numpy(getattr(density, part)).to(torch.int32)
+    for name in ("grid", "scale", "cdf"):
+        out[f"z_density.{name}"] = torch.from_numpy(getattr(density, name)).to(torch.int32)
     return {**out, **frozen_shape(model.density)}
 
 
@@ -109,21 +182,11 @@ def weights(model: Model, file: Mapping[str, Tensor], rungs: Tensor) -> dict[str
     """
     entropy = model.entropy
     assert isinstance(entropy, Hyperprior)
-    out: dict[str, Tensor] = {}
-    for name, tensor in file.items():
-        if name.endswith(".shift"):
-            layer, shift = name.removesuffix(".shift"), int(tensor)
-            out[f"{layer}.weight"] = file[f"{layer}.weight"].float() / 2**shift
-            out[f"{layer}.bias"] = file[f"{layer}.bias"].float() / 2 ** (BITS + shift)
-            context = f"{layer.rpartition('.')[0]}.context.weight"
-            if layer.endswith(".features") and context in file:
-                out[context] = file[context].float() / 2**shift
-        elif name.startswith("hyper_analysis."):
-            out[name] = tensor.float()
-    spread = file["spread"].float()
-    out["log_spread"] = spread
+    out = entropy.float_weights()
+    out["features_bias"] = at(out["features_bias"], rungs)
+    out |= {name: tensor.float() for name, tensor in file.items() if name.startswith("hyper_analysis.")}
+    spread = out["log_spread"] = file["spread"].float()
     out["hyper_analysis.conv1.weight"] = out["hyper_analysis.conv1.weight"] * torch.exp2(spread)[:, None, None]
-    out["features_bias"] = at(file["features_bias"].float() / (1 << BITS), rungs)
     out["log_gain_z"] = -at((file["z_steps"].double() / (1 << STEP_BITS)).log().float(), rungs)
     out |= {f"z_{name}": tensor for name, tensor in density_weights(entropy.z_density).items()}
     out["density.logits"] = _shape_logits(file["shape.grid"], file["shape.cdf"])

@@ -350,7 +350,7 @@ class Trainer:
 
     def _measure_files(self, estimate: float) -> str:
         """Real files of the held-out crops at the middle rung against the estimated rate, and the first reconstructions."""
-        frozen = freeze.in_memory(self.mean, self.config)
+        frozen = freeze.in_memory(self.mean, self.config, self.validation)
         quality = (frozen.qualities + 1) // 2
         measured = freeze.measure(frozen, self.validation, quality)
         self.board.add_scalar("files_bpp", measured["bpp"], self.step)
