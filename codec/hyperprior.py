@@ -35,7 +35,7 @@ from torch import Tensor
 from codec import container, fixedpoint
 from codec.coder import PRECISION, Reader, Symbols, Tables, Writer
 from codec.errors import FormatError, ModelError
-from codec.fixedpoint import LIMIT, MAX_SHIFT, Layer
+from codec.fixedpoint import LIMIT, MAX_SHIFT, Kind, Layer
 from codec.frozen import STEP_BITS, FrozenDensity
 from codec.inference import PRECISIONS
 
@@ -163,20 +163,26 @@ class Hyperprior:
         self.shape = FrozenDensity(grid, np.full(TABLES, 1 << STEP_BITS, np.int64), np.broadcast_to(cdf, (TABLES, len(cdf))))
 
         side, context, inner = self.limits
+        self._side, self._seen = fixedpoint.kind(-side, side), fixedpoint.kind(-context, context)
+        rectified, plain = fixedpoint.kind(0, inner), fixedpoint.kind(-LIMIT, LIMIT)
 
-        def layer(name: str, reach: int, limit: int | None, bias: Integers | int = 0) -> Layer:
+        def layer(name: str, given: Kind, out: Kind, bias: Integers | int = 0) -> Layer:
             both = [name, f"{name.rpartition('.')[0]}.context"] if name.endswith(".features") else [name]
             weights = [numbers[f"{part}.weight"] for part in both if f"{part}.weight" in numbers]
             rows = numbers[f"{name}.bias"] + np.atleast_2d(bias)
-            return Layer(weights, (reach, context)[: len(weights)], rows, numbers[f"{name}.shift"], limit)
+            return Layer(weights, (given, self._seen)[: len(weights)], rows, numbers[f"{name}.shift"], out)
 
-        self._coarse = layer("hyper_synthesis.conv1", side, inner)
+        self._coarse = layer("hyper_synthesis.conv1", self._side, rectified)
         self._late_bias = numbers.get("late_bias")
         # A channel's bias at a quality goes to all four of its places.
         features_bias = numbers["features_bias"].repeat(4, axis=1)
-        self._fine = layer("hyper_synthesis.conv2", inner, inner if self._late_bias is None else None, features_bias)
+        self._fine = layer("hyper_synthesis.conv2", rectified, rectified if self._late_bias is None else plain, features_bias)
         self._slices = [
-            (layer(f"slices.{k}.features", inner, inner), layer(f"slices.{k}.hidden", inner, inner), layer(f"slices.{k}.last", inner, None))
+            (
+                layer(f"slices.{k}.features", rectified, rectified),
+                layer(f"slices.{k}.hidden", rectified, rectified),
+                layer(f"slices.{k}.last", rectified, plain),
+            )
             for k in range(len(sizes.slices))
         ]
         self._file = {name: tensors[name] for name in numbers if name in tensors}
@@ -234,12 +240,13 @@ class Hyperprior:
     # What both sides do
 
     def features(self, z: Symbols, quality: int, height: int, width: int) -> Tensor:
-        """Integers H2 × h·(w+2), float32, rows with two columns too many, from symbols Cz×⌈h/4⌉×⌈w/4⌉ of the side information."""
+        """Integers H2 × h·(w+2), as maps hold them, rows with two columns too many, from symbols Cz×⌈h/4⌉×⌈w/4⌉ of the side information."""
         exact = z * self.z_steps[quality - 1][:, None, None]
-        x = fixedpoint.flat(_seen(exact, self.side_shift[:, None, None], self.limits[0]))
-        middle = fixedpoint.flat(functional.pixel_shuffle(fixedpoint.rows(self._coarse([x], z.shape[2] + 2), z.shape[2]), 2))
+        x = self._side.flat(_seen(exact, self.side_shift[:, None, None], self._side))
+        middle = functional.pixel_shuffle(fixedpoint.rows(self._coarse([x], z.shape[2] + 2), z.shape[2]), 2)
+        middle = self._coarse.out.flat(middle)
         pitch = 2 * z.shape[2] + 2
-        out = torch.zeros(self.sizes.features, height, width + 2, dtype=torch.float32)
+        out = torch.zeros(self.sizes.features, height, width + 2, dtype=self._coarse.out.dtype)
         for first, last in _bands(-(-height // 2), pitch):
             part = self._fine([middle[:, first * pitch : (last + 2) * pitch + 2]], pitch, quality - 1)
             part = functional.pixel_shuffle(fixedpoint.rows(part, pitch - 2), 2)
@@ -254,7 +261,7 @@ class Hyperprior:
         pitch = width + 2
         with torch.autocast("cpu", enabled=False):
             features = self.features(z, quality, height, width)
-            context = fixedpoint.empty_flat(self.latents, height, width)
+            context = self._seen.empty(self.latents, height, width)
             latents = np.empty((self.latents, height, width), np.int32)
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
                 own = slice(start, start + size)
@@ -280,7 +287,7 @@ class Hyperprior:
                 exact = code(k, means, tables) * self.steps[quality - 1, own, None, None] + means
                 latents[own] = np.clip(exact, -LATENT_LIMIT, LATENT_LIMIT)
                 if start + size < self.latents:
-                    fixedpoint.inside(context, height, width)[own] = _seen(exact, self.context_shift[own, None, None], self.limits[1])
+                    fixedpoint.inside(context, height, width)[own] = _seen(exact, self.context_shift[own, None, None], self._seen)
         return latents
 
     # The encoder
@@ -419,9 +426,9 @@ def _bands(height: int, pitch: int) -> list[tuple[int, int]]:
     return [(first, min(first + count, height)) for first in range(0, height, count)]
 
 
-def _seen(exact: Integers, shift: Integers, limit: int) -> Tensor:
-    """What the networks see of integers: exact / 2^shift, rounded half up, within ±limit."""
-    return torch.from_numpy(np.clip((exact + ((1 << shift) >> 1)) >> shift, -limit, limit))
+def _seen(exact: Integers, shift: Integers, kind: Kind) -> Tensor:
+    """What the networks see of integers: exact / 2^shift, rounded half up, within the map's range."""
+    return kind.held(torch.from_numpy(np.clip((exact + ((1 << shift) >> 1)) >> shift, kind.lowest, kind.highest)))
 
 
 def _rounded(x: npt.NDArray[np.float64]) -> Symbols:
