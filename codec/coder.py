@@ -238,15 +238,20 @@ class Writer:
 
     def put(self, values: Symbols, counts: npt.NDArray[np.int64], tables: Tables) -> None:
         """Append a section: flat values, of which the first counts[0] are coded with the first table, and so on."""
-        index = values - np.repeat(tables.lowest, counts)
-        size = np.repeat(tables.sizes, counts)
-        outside = (index < 0) | (index >= size)
-        far, beyond = index[outside], size[outside]
-        index = np.where(outside, size, index).astype(np.int32)
+        # Differences modulo 2³²: below zero, they are as far outside the table as any.
+        wide = np.uint32 if tables.narrow else np.uint64
+        index = values.astype(np.int64).view(wide) if wide == np.uint64 else values.view(wide)
+        index = index - np.repeat(tables.lowest.astype(wide), counts)
+        place = np.flatnonzero(index >= np.repeat(tables.sizes.astype(wide), counts))
         stops = np.cumsum(counts)
+        if len(place):
+            table = np.searchsorted(stops, place, side="right")
+            far, beyond = values[place] - tables.lowest[table], tables.sizes[table]
+            index[place] = beyond
+        coded = index.astype(np.uint32, copy=False).view(np.int32)
         for c in np.flatnonzero(counts):
-            self._encoder.encode(index[stops[c] - counts[c] : stops[c]], tables.models[c])
-        if len(far):
+            self._encoder.encode(coded[stops[c] - counts[c] : stops[c]], tables.models[c])
+        if len(place):
             distance = np.where(far < 0, -far, far - beyond + 1)
             lengths = _bit_lengths(distance)
             self._encoder.encode((lengths - 1).astype(np.int32), _LENGTH_MODEL)
@@ -268,23 +273,28 @@ class Reader:
 
     def get(self, counts: npt.NDArray[np.int64], tables: Tables) -> Symbols:
         """The values of the next section, flat. What is allocated is bounded by the counts and by the length of the data."""
-        index = np.empty(int(counts.sum()), np.int64)
+        index = np.empty(int(counts.sum()), np.int32)
         stops = np.cumsum(counts)
         try:
             for c in np.flatnonzero(counts):
                 index[stops[c] - counts[c] : stops[c]] = self._decoder.decode(tables.models[c], int(counts[c]))
-            place = np.flatnonzero(index == np.repeat(tables.sizes, counts))
-            index += np.repeat(tables.lowest, counts)
+            place = np.flatnonzero(index == np.repeat(tables.sizes.astype(np.int32), counts))
+            if tables.narrow:
+                index += np.repeat(tables.lowest.astype(np.int32), counts)
+            else:
+                exact = index + np.repeat(tables.lowest, counts)
+                exact[place] = 0
+                index = _in_range(exact).astype(np.int32)
             if len(place):
                 _check_bits(2 * len(place), self._data)
                 lengths = np.asarray(self._decoder.decode(_LENGTH_MODEL, len(place))).astype(np.int64) + 1
                 _check_bits(int((lengths + np.minimum(lengths, PRECISION)).sum()), self._data)
                 bits = np.asarray(self._decoder.decode(_BIT_MODEL, int(lengths.sum()))).astype(np.int64)
                 table = np.searchsorted(stops, place, side="right")
-                index[place] = _from_suffix(bits, lengths, tables.lowest[table], tables.sizes[table])
+                index[place] = _in_range(_from_suffix(bits, lengths, tables.lowest[table], tables.sizes[table]))
         except AssertionError as error:  # what constriction raises on data that no encoder writes
             raise FormatError("the coded latents are damaged") from error
-        return _in_range(index).astype(np.int32) if len(index) else np.zeros(0, np.int32)
+        return index
 
     def close(self) -> None:
         """To be called behind the last section."""

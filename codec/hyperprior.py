@@ -241,8 +241,8 @@ class Hyperprior:
 
     def features(self, z: Symbols, quality: int, height: int, width: int) -> Tensor:
         """Integers H2 × h·(w+2), as maps hold them, rows with two columns too many, from symbols Cz×⌈h/4⌉×⌈w/4⌉ of the side information."""
-        exact = z * self.z_steps[quality - 1][:, None, None]
-        x = self._side.flat(_seen(exact, self.side_shift[:, None, None], self._side))
+        exact = torch.from_numpy(z).long() * torch.from_numpy(self.z_steps[quality - 1][:, None, None])
+        x = self._side.flat(_seen(exact, self.side_shift, self._side))
         middle = functional.pixel_shuffle(fixedpoint.rows(self._coarse([x], z.shape[2] + 2), z.shape[2]), 2)
         middle = self._coarse.out.flat(middle)
         pitch = 2 * z.shape[2] + 2
@@ -262,7 +262,7 @@ class Hyperprior:
         with torch.autocast("cpu", enabled=False):
             features = self.features(z, quality, height, width)
             context = self._seen.empty(self.latents, height, width)
-            latents = np.empty((self.latents, height, width), np.int32)
+            latents = torch.empty((self.latents, height, width), dtype=torch.int32)
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
                 own = slice(start, start + size)
                 spread = self.spread[own, None, None]
@@ -270,8 +270,8 @@ class Hyperprior:
                 # Of log2 σ/Δ, all that is known before.
                 known = ((spread - LOWEST_OCTAVE) << BITS) - self.log2_steps[quality - 1, own, None, None]
                 offset = torch.from_numpy(PER_OCTAVE * known + (1 << (BITS - 1))).int()
-                means = np.empty((size, height, width), np.int64)
-                tables = np.empty((size, height, width), np.uint8)
+                means = torch.empty((size, height, width), dtype=torch.int64)
+                tables = torch.empty((size, height, width), dtype=torch.uint8)
                 for first, last in _bands(height, pitch):
                     maps = [features[:, first * pitch : last * pitch]]
                     if start:
@@ -281,14 +281,16 @@ class Hyperprior:
                     for layer in self._slices[k]:
                         maps = [layer(maps, pitch)]
                     mean, octave = fixedpoint.rows(maps[0], width).chunk(2)
-                    means[:, first:last] = (mean * unit).numpy()
-                    index = (octave.int() * PER_OCTAVE + offset) >> BITS
-                    tables[:, first:last] = index.clamp_(0, TABLES - 1).numpy()
-                exact = code(k, means, tables) * self.steps[quality - 1, own, None, None] + means
-                latents[own] = np.clip(exact, -LATENT_LIMIT, LATENT_LIMIT)
+                    means[:, first:last] = mean * unit
+                    index = torch.add(offset, octave.int(), alpha=PER_OCTAVE).bitwise_right_shift_(BITS)
+                    tables[:, first:last] = index.clamp_(0, TABLES - 1)
+                symbols = torch.from_numpy(code(k, means.numpy(), tables.numpy()))
+                steps = torch.from_numpy(self.steps[quality - 1, own, None, None])
+                exact = symbols.long().mul_(steps).add_(means)
+                latents[own] = exact.clamp(-LATENT_LIMIT, LATENT_LIMIT)
                 if start + size < self.latents:
-                    fixedpoint.inside(context, height, width)[own] = _seen(exact, self.context_shift[own, None, None], self._seen)
-        return latents
+                    fixedpoint.inside(context, height, width)[own] = _seen(exact, self.context_shift[own], self._seen)
+        return latents.numpy()
 
     # The encoder
 
@@ -306,20 +308,21 @@ class Hyperprior:
             x = torch.from_numpy(y)[None].to(a["conv1.bias"].dtype).contiguous(memory_format=torch.channels_last)
             x = torch.relu_(functional.conv2d(x, a["conv1.weight"], a["conv1.bias"], padding=1))
             x = torch.relu_(functional.conv2d(x, a["conv2.weight"], a["conv2.bias"], stride=2, padding=2))
-            z = functional.conv2d(x, a["conv3.weight"], stride=2, padding=2)[0].double().numpy()
-        return _rounded(z * ((1 << STEP_BITS) / self.z_steps[quality - 1])[:, None, None])
+            z = functional.conv2d(x, a["conv3.weight"], stride=2, padding=2)[0].double()
+            return _rounded(z.mul_(torch.from_numpy(((1 << STEP_BITS) / self.z_steps[quality - 1])[:, None, None])))
 
     def _coded(self, y: npt.NDArray[np.float32], quality: int, put: Callable[[Symbols, Integers, Tables], None]) -> Symbols:
         """Decoded latents of y; `put` gets each section's symbols in the order of the stream, their number for each table, the tables."""
-        if not np.isfinite(y).all() or abs(y).max() >= 1 << 15:
+        if not (y.min() > -(1 << 15) and y.max() < 1 << 15):  # nor for NaN
             raise ModelError("the model gives latents that are out of range")
         z = self.side_information(y, quality)
         put(z.ravel(), np.full(len(z), z[0].size, np.int64), self.z_tables(quality))
-        exact = y.astype(np.float64) * (1 << STEP_BITS)
+        exact = torch.from_numpy(y).double().mul_(1 << STEP_BITS)
+        steps = torch.from_numpy(self.steps[quality - 1][:, None, None])
 
         def code(k: int, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
             own = slice(self.sizes.starts[k], self.sizes.starts[k] + self.sizes.slices[k])
-            symbols = _rounded((exact[own] - means) / self.steps[quality - 1, own, None, None])
+            symbols = _rounded(exact[own].sub_(torch.from_numpy(means)).div_(steps[own]))
             order, counts = _by_table(tables)
             put(symbols.reshape(-1)[order], counts, self.tables)
             return symbols
@@ -426,16 +429,18 @@ def _bands(height: int, pitch: int) -> list[tuple[int, int]]:
     return [(first, min(first + count, height)) for first in range(0, height, count)]
 
 
-def _seen(exact: Integers, shift: Integers, kind: Kind) -> Tensor:
-    """What the networks see of integers: exact / 2^shift, rounded half up, within the map's range."""
-    return kind.held(torch.from_numpy(np.clip((exact + ((1 << shift) >> 1)) >> shift, kind.lowest, kind.highest)))
+def _seen(exact: Tensor, shift: Integers, kind: Kind) -> Tensor:
+    """What the networks see of integers C×h×w, which are overwritten: exact / 2^shift, rounded half up, within the map's range."""
+    half, shift_by = (torch.from_numpy(a[:, None, None]) for a in ((1 << shift) >> 1, shift))
+    return kind.held(exact.add_(half).bitwise_right_shift_(shift_by).clamp_(kind.lowest, kind.highest))
 
 
-def _rounded(x: npt.NDArray[np.float64]) -> Symbols:
-    if not np.isfinite(x).all() or abs(x).max() > LATENT_LIMIT:
+def _rounded(x: Tensor) -> Symbols:
+    """The nearest integers to float64 numbers, which are overwritten. Raises `ModelError` when they are out of range."""
+    lowest, highest = x.round_().aminmax()
+    if not (lowest >= -LATENT_LIMIT and highest <= LATENT_LIMIT):  # nor for NaN
         raise ModelError("the model gives latents that are out of range")
-    symbols: Symbols = np.rint(x).astype(np.int32)
-    return symbols
+    return np.asarray(x.int().numpy(), np.int32)
 
 
 def _by_table(tables: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], Integers]:
