@@ -8,23 +8,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec import fixedpoint
-from codec.fixedpoint import EXACT, LIMIT, Layer
+from codec.fixedpoint import EXACT, LIMIT, Kind, Layer, kind
+
+PLAIN = Kind(-LIMIT, LIMIT, 0, torch.float32)
+RECTIFIED = Kind(0, LIMIT, 0, torch.float32)
+
+
+def flat(x: np.ndarray, like: Kind = PLAIN) -> torch.Tensor:
+    return like.flat(like.held(torch.from_numpy(x)))
 
 
 def applied(layer: Layer, maps: list[np.ndarray], kernels: list[int], device: str = "cpu") -> np.ndarray:
     """Of maps C×h×w, with the margins that the layer wants."""
     width = maps[0].shape[2]
     prepared = []
-    for x, kernel in zip(maps, kernels, strict=True):
-        flat = fixedpoint.flat(torch.from_numpy(x)).to(device)
+    for x, kernel, like in zip(maps, kernels, layer._maps, strict=True):
+        flat = like.flat(like.held(torch.from_numpy(x))).to(device)
         # Under a 1×1 kernel, the same rows as those that a 3×3 kernel gives, two columns too long.
         prepared.append(flat if kernel == 3 else flat[:, width + 3 : -width - 3])
-    return fixedpoint.rows(layer(prepared, width + 2), width).cpu().numpy().astype(np.int64)
+    return fixedpoint.rows(layer(prepared, width + 2), width).cpu().numpy().astype(np.int64) + layer.out.offset
 
 
 def make(weights: list[np.ndarray], bias: np.ndarray, shift: int, rectify: bool, reach: int = LIMIT) -> Layer:
     """With the same shift for all outputs."""
-    return Layer(weights, [reach] * len(weights), bias[None], np.full(len(bias), shift), LIMIT if rectify else None)
+    maps = [Kind(-reach, reach, 0, torch.float32)] * len(weights)
+    return Layer(weights, maps, bias[None], np.full(len(bias), shift), RECTIFIED if rectify else PLAIN)
 
 
 def judged(weights: list[np.ndarray], bias: np.ndarray, shift: int, rectify: bool, maps: list[np.ndarray]) -> np.ndarray:
@@ -85,8 +93,8 @@ def test_order_threads_and_layout_change_nothing() -> None:
             # Channels last: neighbours in memory are channels, not columns.
             last = [np.ascontiguousarray(x.transpose(1, 2, 0)).transpose(2, 0, 1) for x in maps]
             np.testing.assert_array_equal(applied(make(weights, bias, 20, False), last, [1, 3]), expected)
-            flat = [fixedpoint.flat(torch.from_numpy(x)) for x in maps]
-            strided = [flat[0][:, 36:-36].t().contiguous().t(), flat[1].t().contiguous().t()]
+            held = [flat(x) for x in maps]
+            strided = [held[0][:, 36:-36].t().contiguous().t(), held[1].t().contiguous().t()]
             out = fixedpoint.rows(make(weights, bias, 20, False)(strided, 35).contiguous(), 33)
             np.testing.assert_array_equal(out.numpy().astype(np.int64), expected)
     finally:
@@ -164,12 +172,111 @@ def test_each_output_has_its_own_shift_and_each_row_its_bias() -> None:
     rng = np.random.default_rng(3)
     weight, shift = rng.integers(-100, 101, (6, 9, 3, 3)), np.array([0, -1, 2, 5, -12, 30])
     bias, x = rng.integers(-100_000, 100_000, (3, 6)), rng.integers(0, 200, (9, 5, 4))
-    for limit in (None, 255):
-        layer = Layer([weight], [200], bias, shift, limit)
+    for out in (PLAIN, Kind(0, 255, 0, torch.float32)):
+        layer = Layer([weight], [Kind(0, 200, 0, torch.float32)], bias, shift, out)
         for row in range(3):
-            out = fixedpoint.rows(layer([fixedpoint.flat(torch.from_numpy(x))], 6, row), 4).numpy()
-            expected = judge.requantise(judge.convolve(x, weight), bias[row], shift, *((-LIMIT, LIMIT) if limit is None else (0, 255)))
-            np.testing.assert_array_equal(out, expected)
+            got = fixedpoint.rows(layer([flat(x)], 6, row), 4).numpy()
+            expected = judge.requantise(judge.convolve(x, weight), bias[row], shift, out.lowest, out.highest)
+            np.testing.assert_array_equal(got, expected)
+
+
+needs_bytes = pytest.mark.skipif(not fixedpoint.byte_products(), reason="this processor has no products of bytes")
+
+
+@needs_bytes
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 1 << 30), st.sampled_from([[1], [3], [1, 3], [3, 1], [1, 1]]), st.integers(1, 40), st.integers(1, 7), st.integers(1, 9)
+)
+def test_bytes_give_the_same_integers(seed: int, kernels: list[int], outputs: int, height: int, width: int) -> None:
+    """Maps with and without a sign, extreme numbers and others, whatever follows; single precision is asked too, and the judge."""
+    rng = np.random.default_rng(seed)
+    weights, kinds, maps = [], [], []
+    for k in kernels:
+        shape = outputs, int(rng.integers(1, 70)), k, k
+        weights.append(rng.choice((-127, 127), shape) if rng.integers(2) else rng.integers(-127, 128, shape))
+        kinds.append(kind(*[(-127, 127), (-128, 1), (0, 255), (0, 100), (0, 128)][rng.integers(5)]))
+        ends = kinds[-1].lowest, kinds[-1].highest
+        shape = shape[1], height, width
+        maps.append(rng.choice(ends, shape) if rng.integers(2) else rng.integers(ends[0], ends[1] + 1, shape))
+    bias, shift = rng.integers(-(1 << 20), 1 << 20, (2, outputs)), rng.integers(0 if rng.integers(4) else -12, 18, outputs)
+    out = kind(*[(0, 255), (-127, 127), (0, 31), (-LIMIT, LIMIT)][rng.integers(4)])
+    row = int(rng.integers(2))
+    layer = Layer(weights, kinds, bias, shift, out)
+    assert layer.dtype == torch.int8
+    prepared = [
+        x if k == 3 else x[:, width + 3 : -width - 3].contiguous()
+        for x, k in ((like.flat(like.held(torch.from_numpy(m))), k) for like, m, k in zip(kinds, maps, kernels, strict=True))
+    ]
+    got = fixedpoint.rows(layer(prepared, width + 2, row), width)
+    assert got.dtype == out.dtype
+    total = sum(judge.convolve(x, w) for x, w in zip(maps, weights, strict=True))
+    expected = judge.requantise(total, bias[row], shift, out.lowest, out.highest)
+    np.testing.assert_array_equal(got.numpy().astype(np.int64) + out.offset, expected)
+    floats = [Kind(like.lowest, like.highest, 0, torch.float32) for like in kinds]
+    single = Layer(weights, floats, bias, shift, Kind(out.lowest, out.highest, 0, torch.float32))
+    assert single.dtype != torch.int8
+    taken = fixedpoint.rows(single([x.float() + like.offset for x, like in zip(prepared, kinds, strict=True)], width + 2, row), width)
+    np.testing.assert_array_equal(taken.numpy(), expected)
+
+
+@needs_bytes
+def test_threads_change_nothing_in_bytes() -> None:
+    rng = np.random.default_rng(5)
+    weights, x = [rng.integers(-127, 128, (96, 130, 3, 3))], kind(0, 255)
+    layer = Layer(weights, [x], rng.integers(-9999, 9999, (1, 96)), rng.integers(8, 14, 96), kind(0, 255))
+    held = x.flat(x.held(torch.from_numpy(rng.integers(0, 256, (130, 40, 41)))))
+    before, seen = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            seen.append(layer([held], 43))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2]) and len(seen[0].unique()) > 100
+
+
+@needs_bytes
+def test_what_bytes_cannot_hold_is_computed_otherwise() -> None:
+    def way(weight: int, highest: int, shift: int, bias: int = 0, inputs: int = 2) -> torch.dtype:
+        layer = Layer([np.full((1, inputs, 1, 1), weight)], [kind(0, highest)], np.array([[bias]]), np.array([shift]), kind(0, 255))
+        return layer.dtype
+
+    assert way(127, 255, 23) == torch.int8
+    assert way(128, 255, 23) == torch.float32
+    assert way(127, 256, 23) == torch.float32
+    assert way(127, 257, 23) == torch.float64
+    # 128 · 2²⁴ has 32 bits; so may the bias, or have the sums.
+    assert way(127, 255, 24) == torch.float32
+    assert way(127, 255, 0, (1 << 31) - 512 * 254 - 129) == torch.int8
+    assert way(127, 255, 0, (1 << 31) - 512 * 254 - 128) == torch.float64
+    assert way(127, 255, 0, 0, 40_000) == torch.float64
+
+
+def test_products_of_bytes_that_saturate_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do on processors before VNNI, where pairs of products are added in 16 bits; or where there are none."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
+    exact = torch._int_mm
+
+    def saturating(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        pairs = (a.int()[:, :, None] * b.int()[None]).view(len(a), -1, 2, b.shape[1]).sum(2)
+        return pairs.clamp(-(1 << 15), (1 << 15) - 1).sum(1).int()
+
+    def halved(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return exact(a, b.div(2, rounding_mode="floor").to(torch.int8)) * 2
+
+    def missing(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not on this processor")
+
+    try:
+        for product in (saturating, halved, missing):
+            monkeypatch.setattr(torch, "_int_mm", product)
+            fixedpoint.byte_products.cache_clear()
+            assert not fixedpoint.byte_products()
+            assert kind(0, 255).dtype == torch.float32
+    finally:
+        monkeypatch.undo()
+        fixedpoint.byte_products.cache_clear()
 
 
 def test_the_bounds_are_where_they_should_be() -> None:
@@ -206,8 +313,6 @@ ONES = np.ones((2, 3, 1, 1), np.int64)
         (ONES, [0, 0], [5, 5, 5], 1, "shapes"),
         (ONES, [0, 0], [5, -13], 1, "shift"),
         (ONES, [0, 0], [31, 5], 1, "shift"),
-        (ONES, [0, 0], [5, 5], 0, "limit"),
-        (ONES, [0, 0], [5, 5], LIMIT + 1, "limit"),
         (np.full((2, 3, 1, 1), -(1 << 63)), [0, 0], [5, 5], 1, "32 bits"),
         (ONES, [0, -(1 << 63)], [5, 5], 1, "53 bits"),
         (np.full((2, 3, 3, 3), 1 << 30), [0, 0], [5, 5], LIMIT, "exact"),
@@ -215,13 +320,22 @@ ONES = np.ones((2, 3, 1, 1), np.int64)
 )
 def test_absurd_layers_are_refused(weight: np.ndarray, bias: list[int], shift: list[int], reach: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Layer([weight], [reach], np.array([bias]), np.array(shift), None)
+        Layer([weight], [Kind(-reach, reach, 0, torch.float32)], np.array([bias]), np.array(shift), PLAIN)
+
+
+@pytest.mark.parametrize("limits", [(0, 0), (0, LIMIT + 1), (-LIMIT - 1, 5), (1, 5), (0, -3)])
+def test_absurd_limits_are_refused(limits: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        kind(*limits)
 
 
 @settings(deadline=None)
-@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
-def test_flat_maps_hold_what_was_put_in_and_zeros_around(channels: int, height: int, width: int) -> None:
-    x = torch.arange(1, channels * height * width + 1).reshape(channels, height, width)
-    flat = fixedpoint.flat(x)
-    assert torch.equal(fixedpoint.inside(flat, height, width), x.float())
-    assert int(flat.count_nonzero()) == x.numel() and flat.shape == (channels, (height + 2) * (width + 2) + 2)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.sampled_from([(-127, 127), (0, 255), (0, LIMIT)]))
+def test_flat_maps_hold_what_was_put_in_and_zeros_around(channels: int, height: int, width: int, limits: tuple[int, int]) -> None:
+    like = kind(*limits)
+    x = torch.arange(1, channels * height * width + 1).reshape(channels, height, width) % (limits[1] - 1) + 1
+    held = like.flat(like.held(x))
+    assert held.dtype == like.dtype
+    numbers = held.long() + like.offset
+    assert torch.equal(fixedpoint.inside(numbers, height, width), x)
+    assert int(numbers.count_nonzero()) == x.numel() and held.shape == (channels, (height + 2) * (width + 2) + 2)

@@ -18,15 +18,16 @@ from train.hyper import HyperModel, Shape, at
 
 WEIGHT_LIMIT = 127
 """Weights have eight bits with their sign,"""
-MAP_LIMITS = {"side": 127, "context": 127, "inner": 255}
-"""and maps eight bits too: those that are rectified have no sign. Their sums have 24 bits, so that single precision is exact."""
+SIGNED_LIMIT, RECTIFIED_LIMIT = 127, 255
+"""and so have maps, of which some have no sign."""
 SUM_LIMIT = 1 << 24
-CONTEXT_REACH = 8
-"""Later slices see latents of so many spreads of their channel, in any case."""
+"""Single precision is exact too, for processors that do not multiply bytes."""
 HEADROOM = 2.0
 """Maps have room for so much more than the largest number that was measured; what is larger still is clamped."""
 CONTEXT_HEADROOM = 0.5
-"""Latents that later slices see are clamped sooner: small ones are many, and seen in finer steps so."""
+"""Latents that later slices see are clamped sooner, for the many small ones to be seen in finer steps,"""
+CONTEXT_REACH = 2
+"""though at no less than so many spreads of their channel."""
 QUIET = 1 / 16
 """A channel that was measured to be smaller than this share of the largest has room for as much."""
 SIDE_STEPS = 8
@@ -64,10 +65,11 @@ def places_of(model: HyperModel, crops: Tensor) -> dict[str, Tensor]:
             hook.remove()
     step = (-model.log_gain_z.double().cpu()).exp().amax(dim=0)
     found["hyper_synthesis.conv1"] = torch.maximum(found["hyper_synthesis.conv1"], SIDE_STEPS / HEADROOM * step)
-    found["context"] = found.get("context", torch.zeros(1, dtype=torch.float64)).clamp(min=CONTEXT_REACH / HEADROOM)
-    found["context"] *= CONTEXT_HEADROOM / HEADROOM
-    rooms = {name: HEADROOM * torch.maximum(largest, QUIET * largest.max()) for name, largest in found.items()}
-    limits = {name: MAP_LIMITS[{"hyper_synthesis.conv1": "side", "context": "context"}.get(name, "inner")] for name in rooms}
+    found["context"] = found.get("context", torch.zeros(1, dtype=torch.float64))
+    headroom = {name: CONTEXT_HEADROOM if name == "context" else HEADROOM for name in found}
+    rooms = {name: headroom[name] * torch.maximum(largest, QUIET * largest.max()) for name, largest in found.items()}
+    rooms["context"] = rooms["context"].clamp(min=CONTEXT_REACH)
+    limits = {name: SIGNED_LIMIT if name in ("hyper_synthesis.conv1", "context") else RECTIFIED_LIMIT for name in rooms}
     return {name: torch.floor(torch.log2(limits[name] / room.clamp(min=2.0**-8))) for name, room in rooms.items()}
 
 
@@ -87,10 +89,11 @@ def integer_layer(
     reach = bias.abs() if extra is None else (bias + extra.double().cpu().repeat_interleave(group, dim=1)).abs().amax(dim=0)
     # Rounding adds at most a half to each weight, and the output's rounding a half of its last place.
     count = sum(w[0].numel() for w in scaled)
-    total = sum(w.abs().sum(dim=(1, 2, 3)) for w in scaled) * max(MAP_LIMITS.values()) + reach + torch.exp2(-out - 1)
+    total = sum(w.abs().sum(dim=(1, 2, 3)) for w in scaled) * RECTIFIED_LIMIT + reach + torch.exp2(-out - 1)
     largest = torch.stack([w.abs().amax(dim=(1, 2, 3)) for w in scaled]).amax(dim=0)
     places = torch.minimum(
-        torch.log2((SUM_LIMIT - 2 - 0.5 * count * max(MAP_LIMITS.values())) / total.clamp(min=1e-12)), torch.log2(WEIGHT_LIMIT / largest.clamp(min=1e-12))
+        torch.log2((SUM_LIMIT - 2 - 0.5 * count * RECTIFIED_LIMIT) / total.clamp(min=1e-12)),
+        torch.log2(WEIGHT_LIMIT / largest.clamp(min=1e-12)),
     )
     # The outputs that share a bias share their places.
     places = torch.floor(places).reshape(-1, group).amin(dim=1).repeat_interleave(group)
@@ -130,7 +133,7 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
     # Of the last slice's latents, which none sees, as of the first channel's.
     seen = torch.cat([places["context"], places["context"][:1].expand(len(spread) - len(places["context"]))])
     out: dict[str, Tensor] = {
-        "limits": torch.tensor(list(MAP_LIMITS.values()), dtype=torch.int32),
+        "limits": torch.tensor([SIGNED_LIMIT, SIGNED_LIMIT, RECTIFIED_LIMIT], dtype=torch.int32),
         "spread": spread.to(torch.int32),
         "side_shift": (STEP_BITS - side).to(torch.int32),
         "context_shift": (STEP_BITS + spread - seen).clamp(0, MAX_SHIFT).to(torch.int32),
