@@ -4,7 +4,8 @@ After Ballé et al. 2018 (side information) and Minnen and Singh 2020 (slices of
 
     z       side information, one position to 4×4 latents, from y by a floating-point network that only the encoder has
     f       features, at the latents' resolution, from z and the quality
-    slice   from f and the decoded latents of the slices before it: for each latent a mean μ and log2 σ
+    slice   from f and the latents that are decoded, those of the slices before it, at its place and around it, and its own at the places
+            of earlier turns: for each latent a mean μ and log2 σ
     symbol  n = round((y - μ) / Δ),  decoded latent ŷ = n Δ + μ
     P(n)    one shape for all, shifted and scaled: F((n + ½)Δ/σ) - F((n - ½)Δ/σ), from one of 80 integer tables, chosen by σ/Δ
 
@@ -18,15 +19,20 @@ In a model file, `limits` are those of z, of ŷ, and of rectified maps; `*.weigh
 for each output. `features_bias`, a row for each quality, adds to the bias of `hyper_synthesis.conv2`, each number to the four outputs that
 become one channel. The profile's first files have none of `limits`, `side_shift` and `context_shift`: `_numbers` says what they mean.
 
+Turns, after the checkerboard of He et al. 2021: the places of a slice are coded in 1, 2, 4 or 7 of them, as `SQUARES` deals them out;
+within a turn, all places are computed at once. Nearly all that neighbours share is in the first slice, the coarsest channels: its seven
+turns go from every fourth place of every fourth row to all, with kernels of 5×5 that reach across the gaps, and a linear path from its
+neighbours to its means. Beside signed latents, networks are shown their sizes, which is what scales follow from.
+
 A payload is one run of the coder (`codec/coder.py`, `Writer`): a section for z, channel by channel with the tables of `z_density`, then
-one for each slice, its symbols sorted by table and, within a table, channel by channel in row-major order.
+one for each turn of each slice, its symbols sorted by table and, within a table, channel by channel in row-major order.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -58,9 +64,19 @@ SPREADS: Final = (BITS - STEP_BITS, 10)
 BAND: Final = 2048
 """Positions that the slices' networks work on at a time: few enough for the cache, and for memory with the largest images."""
 LATENT_LIMIT: Final = (1 << 31) - 1
+SQUARES: Final = {
+    1: ((0,),),
+    2: ((0, 1), (1, 0)),
+    4: ((0, 2), (3, 1)),
+    7: ((0, 5, 2, 5), (6, 4, 6, 4), (3, 5, 1, 5), (6, 4, 6, 4)),
+}
+"""The turn of each place in a square that repeats, by the number of turns."""
+MARGIN: Final = 2
+"""Zeros around the decoded latents: a kernel of 5×5 reaches so far."""
 Integers = npt.NDArray[np.int64]
-Code = Callable[[int, Integers, npt.NDArray[np.uint8]], Symbols]
-"""Called with the number of a slice, its means S×h×w and tables S×h×w; returns its symbols S×h×w."""
+Code = Callable[[slice, Integers, Integers, npt.NDArray[np.uint8]], Symbols]
+"""Called with a slice's channels, the places of a turn (numbers of rows times the width plus columns), their means and tables S×N;
+returns the symbols S×N."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +96,46 @@ class Sizes:
     width: int = 128
     """Channels inside a slice's network."""
     kernel: int = 3
-    """Side of the kernels, in latents, through which a slice sees the ones before it; 1 or 3."""
+    """Side of the kernels, in latents, through which a slice sees decoded ones; 1 or 3."""
+    turns: tuple[int, ...] = ()
+    """In how many turns each slice is coded. The first models of this profile have none: each slice is coded at once, and shown signed
+    latents only."""
 
     def __post_init__(self) -> None:
         numbers = (self.side, self.analysis, self.synthesis, self.features, self.width, *self.slices)
         if not self.slices or not all(isinstance(n, int) and 0 < n <= 4096 for n in numbers) or self.kernel not in (1, 3):
             raise ValueError("absurd sizes of networks")
+        if self.turns and (len(self.turns) != len(self.slices) or not set(self.turns) <= set(SQUARES)):
+            raise ValueError("there are 1, 2, 4 or 7 turns to each slice")
+
+    @property
+    def views(self) -> int:
+        """How many maps show one decoded latent: signed, and its size."""
+        return 2 if self.turns else 1
+
+    def turns_of(self, k: int) -> int:
+        """Turns of a slice."""
+        return self.turns[k] if self.turns else 1
+
+    def own_kernel(self, k: int) -> int:
+        """Side of the kernels through which a slice sees its own latents of earlier turns."""
+        return 5 if self.turns_of(k) == 7 else self.kernel
+
+    def added(self, layer: str, turn: int) -> dict[str, slice]:
+        """What is added to a layer's sum at a turn, by its name in the model file: convolutions of the decoded latents of some channels."""
+        k, kind = int(layer.split(".")[1]), layer.split(".")[2]
+        start = self.starts[k]
+        out = {f"slices.{k}.context": slice(0, start)} if kind == "features" and start else {}
+        if turn and (kind == "features" or self.own_kernel(k) == 5):
+            out[f"slices.{k}.{'own' if kind == 'features' else 'direct'}.{turn - 1}"] = slice(start, start + self.slices[k])
+        return out
+
+    def ever_added(self, layer: str) -> dict[str, slice]:
+        """The same at any turn."""
+        if not layer.startswith("slices.") or layer.endswith(".hidden"):
+            return {}
+        turns = range(self.turns_of(int(layer.split(".")[1])))
+        return {name: channels for turn in turns for name, channels in self.added(layer, turn).items()}
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -110,14 +160,29 @@ def shapes(latents: int, qualities: int, sizes: Sizes) -> dict[str, tuple[int, .
     for k, (start, size) in enumerate(zip(sizes.starts, sizes.slices, strict=True)):
         out[f"slices.{k}.features.weight"] = (sizes.width, sizes.features, 1, 1)
         if start:
-            out[f"slices.{k}.context.weight"] = (sizes.width, start, sizes.kernel, sizes.kernel)
+            out[f"slices.{k}.context.weight"] = (sizes.width, sizes.views * start, sizes.kernel, sizes.kernel)
+        side = sizes.own_kernel(k)
+        for turn in range(1, sizes.turns_of(k)):
+            out[f"slices.{k}.own.{turn - 1}.weight"] = (sizes.width, sizes.views * size, side, side)
+            if side == 5:
+                out[f"slices.{k}.direct.{turn - 1}.weight"] = (2 * size, size, side, side)
         out[f"slices.{k}.hidden.weight"] = (sizes.width, sizes.width, 1, 1)
         out[f"slices.{k}.last.weight"] = (2 * size, sizes.width, 1, 1)
     for name in [name for name in out if name.endswith(".weight") and ".context." not in name]:
         layer = name.removesuffix(".weight")
         out[f"{layer}.bias"] = out[name][:1]
-        out[f"{layer}.shift"] = out[name][:1]
+        # What is added to another layer's sum has its units.
+        if not layer.rpartition(".")[2].isdigit():
+            out[f"{layer}.shift"] = out[name][:1]
     return out
+
+
+def places(count: int, turn: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the places of a turn, of so many, in row-major order."""
+    square = torch.tensor(SQUARES[count])
+    side = len(square)
+    rows, columns = torch.nonzero(square.repeat(-(-height // side), -(-width // side))[:height, :width] == turn, as_tuple=True)
+    return rows, columns
 
 
 def analysis_shapes(latents: int, sizes: Sizes) -> dict[str, tuple[int, ...]]:
@@ -169,26 +234,33 @@ class Hyperprior:
         side, context, inner = self.limits
         self._side, self._seen = fixedpoint.kind(-side, side), fixedpoint.kind(-context, context)
         rectified, plain = fixedpoint.kind(0, inner), fixedpoint.kind(-LIMIT, LIMIT)
+        views = (self._seen, replace(self._seen, lowest=0))[: sizes.views]
 
-        def layer(name: str, given: Kind, out: Kind, bias: Integers | int = 0) -> Layer:
-            both = [name, f"{name.rpartition('.')[0]}.context"] if name.endswith(".features") else [name]
-            weights = [numbers[f"{part}.weight"] for part in both if f"{part}.weight" in numbers]
-            rows = numbers[f"{name}.bias"] + np.atleast_2d(bias)
-            return Layer(weights, (given, self._seen)[: len(weights)], rows, numbers[f"{name}.shift"], out)
+        def layer(name: str, given: Kind, out: Kind, bias: Integers | int = 0, more: Sequence[str] = ()) -> Layer:
+            """A layer with what is added to its sum: convolutions of decoded latents, which are shown to it tap below tap."""
+            weights, kinds, rows = [numbers[f"{name}.weight"]], [given], numbers[f"{name}.bias"] + np.atleast_2d(bias)
+            for part in more:
+                weight = numbers[f"{part}.weight"]
+                seen = views[:1] if ".direct." in part else views
+                weights += [w.transpose(0, 2, 3, 1).reshape(len(w), -1, 1, 1) for w in np.split(weight, len(seen), axis=1)]
+                kinds += seen
+                rows = rows + numbers.get(f"{part}.bias", 0)
+            return Layer(weights, kinds, rows, numbers[f"{name}.shift"], out)
 
         self._coarse = layer("hyper_synthesis.conv1", self._side, rectified)
         self._late_bias = numbers.get("late_bias")
         # A channel's bias at a quality goes to all four of its places.
         features_bias = numbers["features_bias"].repeat(4, axis=1)
         self._fine = layer("hyper_synthesis.conv2", rectified, rectified if self._late_bias is None else plain, features_bias)
-        self._slices = [
-            (
-                layer(f"slices.{k}.features", rectified, rectified),
-                layer(f"slices.{k}.hidden", rectified, rectified),
-                layer(f"slices.{k}.last", rectified, plain),
-            )
-            for k in range(len(sizes.slices))
-        ]
+        self._turns: list[list[tuple[Layer, Layer, Layer]]] = []
+        """For each slice and each turn, its three layers."""
+        for k in range(len(sizes.slices)):
+            hidden = layer(f"slices.{k}.hidden", rectified, rectified)
+            self._turns.append([])
+            for turn in range(sizes.turns_of(k)):
+                first = layer(f"slices.{k}.features", rectified, rectified, more=[*sizes.added(f"slices.{k}.features", turn)])
+                last = layer(f"slices.{k}.last", rectified, plain, more=[*sizes.added(f"slices.{k}.last", turn)])
+                self._turns[k].append((first, hidden, last))
         self._file = {name: tensors[name] for name in numbers if name in tensors}
         self._analysis = {}
         for name, shape in analysis_shapes(self.latents, sizes).items():
@@ -232,13 +304,14 @@ class Hyperprior:
             given = side.float() if name == "hyper_synthesis.conv1" else torch.tensor(float(inner))
             out[f"{name}.weight"] = self._file[f"{name}.weight"].float() * scale * torch.exp2(given)[..., None, None]
             out[f"{name}.bias"] = bias * own
-            context = f"{name.rpartition('.')[0]}.context.weight"
-            if name.endswith(".features") and context in self._file:
-                weight = self._file[context].float()
-                out[context] = weight * scale * torch.exp2(seen[: weight.shape[1]].float())[:, None, None]
+            for part, channels in self.sizes.ever_added(name).items():
+                weight, unit = self._file[f"{part}.weight"].float(), torch.exp2(seen[channels].float())
+                out[f"{part}.weight"] = weight * scale * unit.repeat(weight.shape[1] // len(unit))[:, None, None]
+                if f"{part}.bias" in self._file:
+                    out[f"{part}.bias"] = self._file[f"{part}.bias"].float() * own
             if name == "hyper_synthesis.conv2":
-                unit = own[::4] if self._late_bias is None else 2.0**-BITS
-                out["features_bias"] = self._file["features_bias"].float() * unit
+                late = self._late_bias is not None
+                out["features_bias"] = self._file["features_bias"].float() * (2.0**-BITS if late else own[::4])
         return out
 
     # What both sides do
@@ -261,40 +334,56 @@ class Hyperprior:
 
     @torch.inference_mode()
     def run(self, z: Symbols, quality: int, height: int, width: int, code: Code) -> Symbols:
-        """Decoded latents M×h×w in units of 2⁻¹⁶, from the side information; `code` is asked for the symbols of slice after slice."""
-        pitch = width + 2
+        """Decoded latents M×h×w in units of 2⁻¹⁶, from the side information; `code` is asked for the symbols of turn after turn."""
+        pitch = width + 2 * MARGIN
         with torch.autocast("cpu", enabled=False):
             features = self.features(z, quality, height, width)
-            context = self._seen.empty(self.latents, height, width)
-            latents = torch.empty((self.latents, height, width), dtype=torch.int32)
+            context = torch.zeros((self.latents, height + 2 * MARGIN, pitch), dtype=self._seen.dtype).flatten(1)
+            latents = torch.empty((self.latents, height * width), dtype=torch.int32)
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
                 own = slice(start, start + size)
-                spread = self.spread[own, None, None]
-                unit = torch.from_numpy(2.0 ** (spread + STEP_BITS - BITS)).float()
-                # Of log2 σ/Δ, all that is known before.
-                known = ((spread - LOWEST_OCTAVE) << BITS) - self.log2_steps[quality - 1, own, None, None]
-                offset = torch.from_numpy(PER_OCTAVE * known + (1 << (BITS - 1))).int()
-                means = torch.empty((size, height, width), dtype=torch.int64)
-                tables = torch.empty((size, height, width), dtype=torch.uint8)
-                for first, last in _bands(height, pitch):
-                    maps = [features[:, first * pitch : last * pitch]]
-                    if start:
-                        # The margin lies around a 3×3 kernel, and outside of a 1×1.
-                        margin = 0 if self.sizes.kernel == 3 else pitch + 1
-                        maps.append(context[:start, first * pitch + margin : (last + 2) * pitch + 2 - margin])
-                    for layer in self._slices[k]:
-                        maps = [layer(maps, pitch)]
-                    mean, octave = fixedpoint.rows(maps[0], width).chunk(2)
-                    means[:, first:last] = mean * unit
-                    index = torch.add(offset, octave.int(), alpha=PER_OCTAVE).bitwise_right_shift_(BITS)
-                    tables[:, first:last] = index.clamp_(0, TABLES - 1)
-                symbols = torch.from_numpy(code(k, means.numpy(), tables.numpy()))
-                steps = torch.from_numpy(self.steps[quality - 1, own, None, None])
-                exact = symbols.long().mul_(steps).add_(means)
-                latents[own] = exact.clamp(-LATENT_LIMIT, LATENT_LIMIT)
-                if start + size < self.latents:
-                    fixedpoint.inside(context, height, width)[own] = _seen(exact, self.context_shift[own], self._seen)
-        return latents.numpy()
+                steps = torch.from_numpy(self.steps[quality - 1, own, None])
+                for turn in range(self.sizes.turns_of(k)):
+                    rows, columns = places(self.sizes.turns_of(k), turn, height, width)
+                    if not len(rows):
+                        continue
+                    at = rows * width + columns
+                    # Of a map with a margin, and of one with two columns too many.
+                    here, there = (rows + MARGIN) * pitch + columns + MARGIN, rows * (width + 2) + columns
+                    parts = [
+                        self._look(k, turn, features[:, there[band]], context, here[band], pitch)
+                        for band in (slice(first, first + BAND) for first in range(0, len(at), BAND))
+                    ]
+                    means, tables = self._means_and_tables(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], own, quality)
+                    symbols = torch.from_numpy(code(own, at.numpy(), means.numpy(), tables.numpy()))
+                    exact = symbols.long().mul_(steps).add_(means)
+                    latents[own, at] = exact.clamp(-LATENT_LIMIT, LATENT_LIMIT).int()
+                    context[own, here] = _seen(exact, self.context_shift[own], self._seen)
+        return latents.view(-1, height, width).numpy()
+
+    def _look(self, k: int, turn: int, features: Tensor, context: Tensor, here: Tensor, pitch: int) -> Tensor:
+        """What the last layer of a slice gives at places of a turn, 2S×N."""
+        first, hidden, last = self._turns[k][turn]
+        start = self.sizes.starts[k]
+        own = slice(start, start + self.sizes.slices[k])
+        maps, direct = [features], []
+        for channels, side in ((slice(0, start), self.sizes.kernel), (own, self.sizes.own_kernel(k)))[: 2 if turn else 1]:
+            if channels.stop:
+                signed = _neighbours(context[channels], here, side, pitch)
+                maps += [signed, signed.abs()][: self.sizes.views]
+                direct = [signed] if channels == own and side == 5 else []
+        return last([hidden([first(maps)]), *direct])
+
+    def _means_and_tables(self, given: Tensor, own: slice, quality: int) -> tuple[Tensor, Tensor]:
+        """μ in units of 2⁻¹⁶, int64, and choices of table, both S×N, from what the last layer gave."""
+        spread = self.spread[own, None]
+        mean, octave = given.chunk(2)
+        means = (mean * torch.from_numpy(2.0 ** (spread + STEP_BITS - BITS)).float()).long()
+        # Of log2 σ/Δ, all that is known before.
+        known = ((spread - LOWEST_OCTAVE) << BITS) - self.log2_steps[quality - 1, own, None]
+        offset = torch.from_numpy(PER_OCTAVE * known + (1 << (BITS - 1))).int()
+        index = torch.add(offset, octave.int(), alpha=PER_OCTAVE).bitwise_right_shift_(BITS)
+        return means, index.clamp_(0, TABLES - 1).to(torch.uint8)
 
     # The encoder
 
@@ -321,13 +410,12 @@ class Hyperprior:
             raise ModelError("the model gives latents that are out of range")
         z = self.side_information(y, quality)
         put(z.ravel(), np.full(len(z), z[0].size, np.int64), self.z_tables(quality))
-        exact = torch.from_numpy(y)
-        steps = torch.from_numpy(self.steps[quality - 1][:, None, None]).float()
+        exact = torch.from_numpy(y).flatten(1)
+        steps = torch.from_numpy(self.steps[quality - 1][:, None]).float()
 
-        def code(k: int, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
-            own = slice(self.sizes.starts[k], self.sizes.starts[k] + self.sizes.slices[k])
+        def code(own: slice, at: Integers, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
             # Single precision holds means exactly, and which way a tie is rounded is the encoder's choice.
-            residual = exact[own].mul(1 << STEP_BITS).sub_(torch.from_numpy(means).float())
+            residual = exact[own, torch.from_numpy(at)].mul_(1 << STEP_BITS).sub_(torch.from_numpy(means).float())
             symbols = _rounded(residual.div_(steps[own]))
             order, counts = _by_table(tables)
             put(symbols.reshape(-1)[order], counts, self.tables)
@@ -375,7 +463,7 @@ class Hyperprior:
         reader = Reader(data)
         z = self._read_side(reader, quality, height, width)
 
-        def code(k: int, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
+        def code(own: slice, at: Integers, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
             order, counts = _by_table(tables)
             symbols = np.empty(tables.size, np.int32)
             symbols[order] = reader.get(counts, self.tables)
@@ -393,7 +481,7 @@ class Hyperprior:
 def sizes_of(metadata: Mapping[str, Any]) -> Sizes:
     """The sizes that a model file's metadata name. Raises ValueError, KeyError or TypeError."""
     named = dict(metadata["sizes"])
-    return Sizes(**{**named, "slices": tuple(named["slices"])})
+    return Sizes(**{**named, "slices": tuple(named["slices"]), "turns": tuple(named.get("turns", ()))})
 
 
 def _numbers(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> dict[str, Integers]:
@@ -435,9 +523,16 @@ def _bands(height: int, pitch: int) -> list[tuple[int, int]]:
     return [(first, min(first + count, height)) for first in range(0, height, count)]
 
 
+def _neighbours(x: Tensor, here: Tensor, side: int, pitch: int) -> Tensor:
+    """Numbers of flat maps C×L around places N of them, with kernels of a side: side²·C × N, tap below tap."""
+    taps = torch.arange(side) - side // 2
+    moved = here + (taps[:, None] * pitch + taps).reshape(-1, 1)
+    return x[:, moved].transpose(0, 1).flatten(0, 1)
+
+
 def _seen(exact: Tensor, shift: Integers, kind: Kind) -> Tensor:
-    """What the networks see of integers C×h×w, which are overwritten: exact / 2^shift, rounded half up, within the map's range."""
-    half, shift_by = (torch.from_numpy(a[:, None, None]) for a in ((1 << shift) >> 1, shift))
+    """What the networks see of integers C×…, which are overwritten: exact / 2^shift, rounded half up, within the map's range."""
+    half, shift_by = (torch.from_numpy(a).view(-1, *[1] * (exact.dim() - 1)) for a in ((1 << shift) >> 1, shift))
     return kind.held(exact.add_(half).bitwise_right_shift_(shift_by).clamp_(kind.lowest, kind.highest))
 
 

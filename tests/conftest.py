@@ -51,7 +51,7 @@ def tiny_model_bytes(filters: int = 8, latents: int = 12, steps: tuple[float, ..
     return to_bytes(tensors, {"filters": filters, "latents": latents, "lambdas": [0.013], "default_quality": 2})
 
 
-TINY_SIZES = Sizes(side=4, analysis=6, synthesis=5, features=7, slices=(4, 3, 5), width=9)
+TINY_SIZES = Sizes(side=4, analysis=6, synthesis=5, features=7, slices=(2, 4, 3, 3), width=9, turns=(7, 4, 2, 1))
 
 
 def tiny_hyper_tensors(
@@ -92,7 +92,7 @@ def tiny_hyper_tensors(
 
 def hyper_metadata(filters: int = 8, sizes: Sizes = TINY_SIZES) -> dict[str, object]:
     """What goes with them."""
-    named = {**dataclasses.asdict(sizes), "slices": list(sizes.slices)}
+    named = {**dataclasses.asdict(sizes), "slices": list(sizes.slices), "turns": list(sizes.turns)}
     about = {"profile": "hyperprior", "filters": filters, "latents": sum(sizes.slices), "sizes": named}
     return {**about, "lambdas": [0.013], "default_quality": 2}
 

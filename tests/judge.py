@@ -5,7 +5,7 @@ It shares no code with the package: what both compute must be equal, bit for bit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,10 +45,13 @@ def shuffle(x: Array) -> Array:
     return out
 
 
+SQUARES = {1: ["0"], 2: ["01", "10"], 4: ["02", "31"], 7: ["0525", "6464", "3515", "6464"]}
+
+
 def decode(
-    tensors: Mapping[str, Array], slices: list[int], quality: int, z: Array, shape: tuple[int, int], symbols_of: Callable[..., Array]
-) -> tuple[Array, list[tuple[Array, Array]]]:
-    """(latents in units of 2⁻¹⁶, for each slice the means and the choices of table); `symbols_of(k, means, tables)` gives the symbols."""
+    tensors: Mapping[str, Array], slices: list[int], turns: list[int], quality: int, z: Array, shape: tuple[int, int], symbols: Array
+) -> tuple[Array, Array, Array]:
+    """Latents in units of 2⁻¹⁶, means and choices of table, all M×h×w, for these symbols; `turns` is empty for the first models."""
     t = {
         name: np.asarray(value).astype(np.int64)
         for name, value in tensors.items()
@@ -61,11 +64,12 @@ def decode(
     side_shift = t.get("side_shift", np.full(len(z), 4))
     context_shift = t.get("context_shift", t["spread"] + 4)
 
-    def layer(name: str, x: Array, lowest: int, highest: int, more: Array | None = None, extra: Array | int = 0) -> Array:
+    def layer(name: str, x: Array, lowest: int, highest: int, added: Sequence[tuple[str, Array]] = (), extra: Array | int = 0) -> Array:
         total = convolve(x, t[f"{name}.weight"])
-        if more is not None:
-            total = total + convolve(more, t[f"{name.rpartition('.')[0]}.context.weight"])
         bias = t[f"{name}.bias"] + extra
+        for part, maps in added:
+            total = total + convolve(maps, t[f"{part}.weight"])
+            bias = bias + t.get(f"{part}.bias", 0)
         return requantise(total, bias, np.broadcast_to(t[f"{name}.shift"], bias.shape), lowest, highest)
 
     def seen(exact: Array, shift: int, limit: int) -> Array:
@@ -79,24 +83,38 @@ def decode(
         features = np.clip(x, 0, inner)[:, :height, :width]
     else:
         features = shuffle(layer("hyper_synthesis.conv2", x, 0, inner, extra=np.repeat(bias, 4)))[:, :height, :width]
-    latents: list[Array] = []
-    shown: list[Array] = []
-    chosen = []
+    latents, means, tables, shown = np.zeros((4, sum(slices), height, width), np.int64)
+
+    def view(maps: Array) -> Array:
+        return np.concatenate([maps, abs(maps)]) if turns else maps
+
     start = 0
     for k, size in enumerate(slices):
-        x = layer(f"slices.{k}.features", features, 0, inner, np.array(shown) if shown else None)
-        x = layer(f"slices.{k}.last", layer(f"slices.{k}.hidden", x, 0, inner), -(2**24), 2**24)
-        means, tables = np.zeros((2, size, height, width), np.int64)
-        for c in range(size):
-            spread = int(t["spread"][start + c])
-            means[c] = x[c] * 2 ** (spread + 4)
-            octave = x[size + c] + (spread + 4) * 2**BITS - t["log2_steps"][q, start + c]
-            tables[c] = np.clip((6 * octave + 2 ** (BITS - 1)) >> BITS, 0, 79)
-        symbols = symbols_of(k, means, tables)
-        for c in range(size):
-            exact = symbols[c].astype(np.int64) * t["steps"][q, start + c] + means[c]
-            latents.append(np.clip(exact, -(2**31 - 1), 2**31 - 1))
-            shown.append(seen(exact, int(context_shift[start + c]), context))
-        chosen.append((means, tables))
+        count = turns[k] if turns else 1
+        square = SQUARES[count]
+        for turn in range(count):
+            added = []
+            if start:
+                added.append((f"slices.{k}.context", view(shown[:start])))
+            if turn:
+                added.append((f"slices.{k}.own.{turn - 1}", view(shown[start : start + size])))
+            x = layer(f"slices.{k}.hidden", layer(f"slices.{k}.features", features, 0, inner, added), 0, inner)
+            direct = [(f"slices.{k}.direct.{turn - 1}", shown[start : start + size])] if turn and count == 7 else []
+            x = layer(f"slices.{k}.last", x, -(2**24), 2**24, direct)
+            # What is decoded at this turn is seen from the next one on.
+            for row in range(height):
+                for column in range(width):
+                    if int(square[row % len(square)][column % len(square)]) != turn:
+                        continue
+                    for c in range(size):
+                        m = start + c
+                        spread = int(t["spread"][m])
+                        mean = x[c, row, column] * 2 ** (spread + 4)
+                        octave = x[size + c, row, column] + (spread + 4) * 2**BITS - t["log2_steps"][q, m]
+                        exact = int(symbols[m, row, column]) * int(t["steps"][q, m]) + int(mean)
+                        means[m, row, column] = mean
+                        tables[m, row, column] = np.clip((6 * octave + 2 ** (BITS - 1)) >> BITS, 0, 79)
+                        latents[m, row, column] = np.clip(exact, -(2**31 - 1), 2**31 - 1)
+                        shown[m, row, column] = seen(np.int64(exact), int(context_shift[m]), context)
         start += size
-    return np.array(latents), chosen
+    return latents, means, tables

@@ -20,8 +20,8 @@ from train.hyper import HyperModel, Shape
 from train.objective import RateDistortion
 
 LADDER = (0.0035, 0.013, 0.0483)
-CONFIG = Config(lambdas=LADDER, filters=8, latents=12, entropy="hyperprior", slices=(4, 4, 4), quantiser="mixed")
-SIZES = Sizes(side=6, analysis=10, synthesis=10, features=12, slices=(4, 4, 4), width=16)
+CONFIG = Config(lambdas=LADDER, filters=8, latents=12, entropy="hyperprior", slices=(2, 4, 6), turns=(7, 4, 2), quantiser="mixed")
+SIZES = Sizes(side=6, analysis=10, synthesis=10, features=12, slices=(2, 4, 6), width=16, turns=(7, 4, 2))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,9 @@ def real() -> tuple[HyperModel, Model]:
     rungs, sizes = tuple(metadata["lambdas"]), sizes_of(metadata)
     thawed = HyperModel(rungs, metadata["filters"], metadata["latents"], sizes).requires_grad_(False)
     thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(registry.path_of(name), rungs, "hyperprior")})
-    config = Config(lambdas=rungs, filters=metadata["filters"], latents=metadata["latents"], slices=sizes.slices, quantiser="mixed")
+    config = Config(
+        lambdas=rungs, filters=metadata["filters"], latents=metadata["latents"], slices=sizes.slices, turns=sizes.turns, quantiser="mixed"
+    )
     return thawed, freeze.in_memory(thawed, config, crops())
 
 
@@ -106,19 +108,19 @@ def test_means_and_scales_follow_the_floats(real: tuple[HyperModel, Model]) -> N
     thawed.code(y, position)
     for hook in hooks:
         hook.remove()
-    spread, gain = torch.exp2(thawed.log_spread)[:, None, None], thawed.gain(position)[0]
+    turn = iter(outputs)
+    spread, gain = torch.exp2(thawed.log_spread)[:, None], thawed.gain(position)[0, :, 0]
     units = gain * spread
     z_gain = thawed.log_gain_z[last].exp()[:, None, None]
-    z = torch.round(thawed.hyper_analysis(y / spread)[0] * z_gain).to(torch.int32).numpy()
+    z = torch.round(thawed.hyper_analysis(y / spread[..., None])[0] * z_gain).to(torch.int32).numpy()
     errors = []
 
-    def code(k: int, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
-        own = slice(thawed.sizes.starts[k], thawed.sizes.starts[k] + thawed.sizes.slices[k])
-        mean, octave = (part[0] for part in outputs[k])
+    def code(own: slice, at: np.ndarray, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
+        mean, octave = (part[0].flatten(1)[:, at] for part in next(turn))
         ideal = ((octave + units[own].log2() - LOWEST_OCTAVE) * PER_OCTAVE).clamp(0, TABLES - 1)
         # In units of σ, which is what they matter in.
         errors.append((abs(means / 65536 / spread[own].numpy() - mean.numpy()) / torch.exp2(octave).numpy(), abs(tables - ideal.numpy())))
-        return torch.round((y[0, own] - mean * spread[own]) * gain[own]).to(torch.int32).numpy()
+        return torch.round((y[0, own].flatten(1)[:, at] - mean * spread[own]) * gain[own]).to(torch.int32).numpy()
 
     model.entropy.run(z, quality, 18, 28, code)
     for mean_error, table_error in errors:
@@ -132,7 +134,7 @@ def test_a_frozen_file_is_what_is_used(trained: HyperModel, frozen: Model, tmp_p
     freeze.freeze_to_file(trained, CONFIG, {"step": 120}, crops(), path)
     model = models.load(path).in_precision("fp32")
     assert model.metadata["profile"] == "hyperprior" and model.metadata["measured_on_held_out_crops"]["bits_over_ideal"] < 1.1
-    assert model.qualities == 100 and model.default_quality == 50 and model.metadata["sizes"]["slices"] == [4, 4, 4]
+    assert model.qualities == 100 and model.default_quality == 50 and sizes_of(model.metadata) == SIZES
     pixels = (picture() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     assert np.array_equal(model.decode(model.encode(pixels)), frozen.decode(frozen.encode(pixels)))
     sizes = [len(model.encode(pixels, quality)) for quality in (1, 25, 50, 75, 100)]
@@ -141,15 +143,15 @@ def test_a_frozen_file_is_what_is_used(trained: HyperModel, frozen: Model, tmp_p
 
 def test_weights_and_sums_take_the_bits_there_are_and_no_more(trained: HyperModel, frozen: Model) -> None:
     entropy = frozen.entropy
-    layers = [entropy._coarse, entropy._fine, *(layer for part in entropy._slices for layer in part)]
+    layers = [entropy._coarse, entropy._fine, *(layer for turns in entropy._turns for turn in turns for layer in turn)]
     assert {layer.dtype for layer in layers} == {torch.int8 if fixedpoint.byte_products() else torch.float32}
     assert {layer._tail for layer in layers} == {torch.float32}  # sums of 24 bits
     tensors = freeze.tensors_of(trained, crops())
     for name in [name.removesuffix(".shift") for name in tensors if name.endswith(".shift")]:
         assert tensors[f"{name}.weight"].dtype == torch.int8
         largest = tensors[f"{name}.weight"].int().abs().flatten(1).amax(1)
-        if name.endswith(".features") and f"{name[:-9]}.context.weight" in tensors:
-            largest = torch.maximum(largest, tensors[f"{name[:-9]}.context.weight"].int().abs().flatten(1).amax(1))
+        for part in SIZES.ever_added(name):
+            largest = torch.maximum(largest, tensors[f"{part}.weight"].int().abs().flatten(1).amax(1))
         # The outputs of conv2 that share a bias share their places, and each has a power of two for its unit.
         groups = largest.reshape(-1, 4).amax(1) if name.endswith("conv2") else largest
         assert (groups >= 64).float().mean() > 0.9 and largest.max() <= 127

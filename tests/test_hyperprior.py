@@ -32,6 +32,22 @@ def entropy_of(tensors: dict[str, torch.Tensor], sizes: Sizes = TINY_SIZES) -> H
     return Hyperprior(tensors, tensors["steps"].numpy().astype(np.int64), sizes)
 
 
+def layers_of(entropy: Hyperprior) -> list[fixedpoint.Layer]:
+    return [entropy._coarse, entropy._fine, *(layer for turns in entropy._turns for turn in turns for layer in turn)]
+
+
+def run(entropy: Hyperprior, z: np.ndarray, quality: int, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latents, means and choices of table, M×h×w, for symbols M×h×w."""
+    means, tables = np.full((2, *symbols.shape), -1, np.int64)
+
+    def code(own: slice, at: np.ndarray, m: np.ndarray, t: np.ndarray) -> np.ndarray:
+        means[own].reshape(len(m), -1)[:, at] = m
+        tables[own].reshape(len(m), -1)[:, at] = t
+        return symbols[own].reshape(len(m), -1)[:, at]
+
+    return entropy.run(z, quality, *symbols.shape[1:], code), means, tables
+
+
 def violent(seed: int, single: bool, sizes: Sizes = TINY_SIZES) -> dict[str, torch.Tensor]:
     """Weights as large as the proofs for single or double precision allow, so that everything saturates somewhere, and biases to match."""
     tensors = tiny_hyper_tensors(sizes=sizes, seed=seed)
@@ -41,17 +57,19 @@ def violent(seed: int, single: bool, sizes: Sizes = TINY_SIZES) -> dict[str, tor
     budget = (1 << 24) if single else (1 << 53)
     for name in [name for name in tensors if name.endswith(".shift")]:
         layer = name.removesuffix(".shift")
-        parts = [p for p in (f"{layer}.weight", f"{layer.rpartition('.')[0]}.context.weight") if p in tensors]
-        parts = parts if layer.endswith(".features") else parts[:1]
-        reach = [int(limits[0 if layer.endswith("conv1") else 2]), int(limits[1])]
+        # As if all turns were at once.
+        parts = [f"{layer}.weight", *(f"{part}.weight" for part in sizes.ever_added(layer))]
+        reach = [int(limits[0 if layer.endswith("conv1") else 2]), *[int(limits[1])] * (len(parts) - 1)]
         shift = rng.integers(-12, 13 if single else 31, tensors[name].shape)
         room = budget - (1 << 32 if not single else 1 << 14)
-        total = sum(tensors[p].double().abs().flatten(1).sum(1) * x for p, x in zip(parts, reach, strict=False))
+        total = sum(tensors[p].double().abs().flatten(1).sum(1) * x for p, x in zip(parts, reach, strict=True))
         factor = min(room / float(total.max()), 2.0 if single else 2.0**23)
         total = 0
-        for part, x in zip(parts, reach, strict=False):
+        for part, x in zip(parts, reach, strict=True):
             tensors[part] = (tensors[part].double() * factor).trunc().to(torch.int32)
             total = total + tensors[part].long().abs().flatten(1).sum(1).numpy() * x
+            if part.replace(".weight", ".bias") in tensors:
+                tensors[part.replace(".weight", ".bias")] = torch.zeros(len(shift), dtype=torch.int32)
         rest = np.minimum(budget - 1 - (1 << shift.clip(0) >> 1) - total, (1 << 31) - 1)
         tensors[name] = torch.from_numpy(shift.astype(np.int32))
         signs = rng.choice((-1, 1), len(shift))
@@ -82,9 +100,11 @@ def first_layout(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch
     return out
 
 
+FIRST_SIZES = dataclasses.replace(TINY_SIZES, slices=(4, 3, 5), turns=())
+"""As the first models of the profile have them."""
 sizes_drawn = st.sampled_from(
-    [TINY_SIZES, dataclasses.replace(TINY_SIZES, kernel=1), dataclasses.replace(TINY_SIZES, slices=(12,)),
-     Sizes(side=1, analysis=1, synthesis=1, features=1, slices=(1, 1, 1), width=1)]
+    [TINY_SIZES, dataclasses.replace(TINY_SIZES, kernel=1), dataclasses.replace(TINY_SIZES, slices=(12,), turns=(4,)), FIRST_SIZES,
+     Sizes(side=1, analysis=1, synthesis=1, features=1, slices=(1, 1, 1), width=1, turns=(1, 7, 2))]
 )  # fmt: skip
 
 
@@ -99,6 +119,7 @@ sizes_drawn = st.sampled_from(
 )
 def test_the_judge_gets_the_same_integers(seed: int, kind: str, sizes: Sizes, height: int, width: int, quality: int) -> None:
     """Means, choices of table and latents, for ordinary weights and weights at the bounds of the proofs, ordinary and absurd symbols."""
+    sizes = FIRST_SIZES if kind == "first layout" else sizes
     if kind in ("single", "double"):
         tensors = violent(seed, kind == "single", sizes)
     else:
@@ -107,30 +128,21 @@ def test_the_judge_gets_the_same_integers(seed: int, kind: str, sizes: Sizes, he
     rng = np.random.default_rng(seed)
     reach = 1 << int(rng.choice((1, 3, 12, 31)))
     z = rng.integers(-reach, reach, (sizes.side, -(-height // 4), -(-width // 4))).astype(np.int32)
-    symbols = [rng.integers(-reach, reach, (size, height, width)).astype(np.int32) for size in sizes.slices]
-    seen = []
-
-    def code(k: int, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
-        seen.append((means.copy(), tables.copy()))
-        return symbols[k]
-
+    symbols = rng.integers(-reach, reach, (sum(sizes.slices), height, width)).astype(np.int32)
     with pytest.MonkeyPatch.context() as patch:
         if kind != "bytes":
             patch.setattr(fixedpoint, "byte_products", lambda: False)
         entropy = entropy_of(tensors, sizes)
-    layers = [entropy._coarse, entropy._fine, *(layer for part in entropy._slices for layer in part)]
-    ways = {layer.dtype for layer in layers}
+    ways = {layer.dtype for layer in layers_of(entropy)}
     if kind == "bytes":
         assert ways == {torch.int8 if fixedpoint.byte_products() else torch.float32}
     else:
         assert ways == {torch.float64 if kind in ("double", "first layout") else torch.float32}
-    latents = entropy.run(z, quality, height, width, code)
+    latents, means, tables = run(entropy, z, quality, symbols)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    expected, chosen = judge.decode(arrays, list(sizes.slices), quality, z, (height, width), lambda k, *_: symbols[k])
-    for (means, tables), (judged_means, judged_tables) in zip(seen, chosen, strict=True):
-        np.testing.assert_array_equal(means, judged_means)
-        np.testing.assert_array_equal(tables, judged_tables)
-    np.testing.assert_array_equal(latents, expected)
+    expected = judge.decode(arrays, list(sizes.slices), list(sizes.turns), quality, z, (height, width), symbols)
+    for ours, judged in zip((latents, means, tables), expected, strict=True):
+        np.testing.assert_array_equal(ours, judged)
 
 
 def latents_like(model: Model, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -161,23 +173,33 @@ def test_a_payload_is_as_long_as_the_tables_say(tiny_hyper: Model, photograph: n
         assert side + rest <= 8 * len(tiny_hyper.entropy.encode(y, quality)) <= 1.001 * (side + rest) + 64
 
 
-def test_each_slice_is_told_what_the_ones_before_it_were(tiny_hyper: Model) -> None:
-    """A change of one latent changes means within the kernel's reach, in later slices only."""
+def test_each_turn_is_told_what_the_ones_before_it_were(tiny_hyper: Model) -> None:
+    """A change of one latent changes means within the kernel's reach, in later turns of its slice and in later slices only."""
     z = np.zeros((4, 3, 3), np.int32)
-    symbols = [np.zeros((size, 9, 9), np.int32) for size in TINY_SIZES.slices]
+    symbols = np.zeros((12, 9, 9), np.int32)
+    before = run(tiny_hyper.entropy, z, 2, symbols)[1]
+    # The first slice's second turn, and the third slice's first one.
+    for channels, row, column, own, reach in ((slice(0, 2), 6, 2, slice(0, 2), 2), (slice(6, 9), 4, 4, slice(6, 9), 1)):
+        changed = symbols.copy()
+        changed[channels, row, column] = 9
+        differs = run(tiny_hyper.entropy, z, 2, changed)[1] != before
+        assert not differs[: own.start].any()
+        turns = np.tile(hyperprior.SQUARES[7 if reach == 2 else 2], (5, 5))[:9, :9]
+        turns = turns - turns[row, column]
+        places = np.argwhere(differs[own].any(axis=0))
+        # Where a map is at its limit, or at zero, a change need not show; further turns see what it did to the next one.
+        assert len(places) > 2 and all(turns[tuple(place)] > 0 for place in places)
+        assert all(abs(place - (row, column)).max() <= reach for place in places if turns[tuple(place)] == 1)
+        assert differs[own.stop :].any()
 
-    def means_of() -> list[np.ndarray]:
-        seen = []
-        tiny_hyper.entropy.run(z, 2, 9, 9, lambda k, means, tables: (seen.append(means.copy()), symbols[k])[1])
-        return seen
 
-    before = means_of()
-    symbols[1][:, 4, 5] = 9
-    changed = [np.argwhere((a != b).any(axis=0)) for a, b in zip(before, means_of(), strict=True)]
-    assert len(changed[0]) == len(changed[1]) == 0
-    reached = {tuple(place) for place in changed[2]}
-    # Where a map is at its limit, or at zero, a change need not show.
-    assert {(row, column) for row in (3, 4, 5) for column in (4, 5, 6)} >= reached and len(reached) > 4
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 2), (9, 8)])
+@pytest.mark.parametrize("count", list(hyperprior.SQUARES))
+def test_every_place_has_one_turn(count: int, height: int, width: int) -> None:
+    seen = np.zeros((height, width), int)
+    for turn in range(count):
+        seen[hyperprior.places(count, turn, height, width)] += 1
+    assert (seen == 1).all()
 
 
 @pytest.mark.parametrize("band", [1, 20, 10**6])
@@ -311,7 +333,9 @@ def test_absurd_symbols_of_a_forged_stream_are_shown_somehow(tiny_hyper: Model) 
         writer.put(np.full(4 * 2, value, np.int32), np.full(4, 2), entropy.z_tables(1))
         z = np.full((4, 2, 1), value, np.int32)
 
-        def code(k: int, means: np.ndarray, tables: np.ndarray, writer: Writer = writer, value: int = value) -> np.ndarray:
+        def code(
+            own: slice, at: np.ndarray, means: np.ndarray, tables: np.ndarray, writer: Writer = writer, value: int = value
+        ) -> np.ndarray:
             counts = np.bincount(tables.ravel(), minlength=80)
             writer.put(np.full(tables.size, value, np.int32), counts, entropy.tables)
             return np.full(tables.shape, value, np.int32)
@@ -415,6 +439,10 @@ def test_damaged_model_files(change: str) -> None:
         {"sizes": {**dataclasses.asdict(TINY_SIZES), "width": 9.0}},
         {"sizes": {**dataclasses.asdict(TINY_SIZES), "kernel": 5}},
         {"sizes": {**dataclasses.asdict(TINY_SIZES), "depth": 3}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "turns": [7, 4, 2]}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "turns": [7, 4, 2, 3]}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "turns": []}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "turns": 4}},
     ],
 )
 def test_metadata_that_do_not_fit(claim: dict[str, object]) -> None:
@@ -426,6 +454,8 @@ def test_metadata_that_do_not_fit(claim: dict[str, object]) -> None:
 def test_the_file_says_what_its_sizes_are(tiny_hyper: Model) -> None:
     assert sizes_of(tiny_hyper.metadata) == TINY_SIZES
     assert tiny_hyper.entropy.sizes == TINY_SIZES
+    old = {name: value for name, value in dataclasses.asdict(FIRST_SIZES).items() if name != "turns"}
+    assert sizes_of({"sizes": {**old, "slices": list(FIRST_SIZES.slices)}}) == FIRST_SIZES
     assert load(tiny_hyper_bytes())["slices.0.features.weight"].dtype == torch.int8
 
 

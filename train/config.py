@@ -37,6 +37,7 @@ class Config:
     latents: int = _option(192, "M, channels of the latents")
     entropy: str = _option("factorized", "entropy model: profile 1, or profile 2", choices=("factorized", "hyperprior"))
     slices: tuple[int, ...] = _option((32, 32, 64, 64), "with --entropy hyperprior: latents that are coded together; their sum is M")
+    turns: tuple[int, ...] = _option((), "with --entropy hyperprior: in how many turns (1, 2, 4 or 7) the places of each slice are coded")
     steps: int = _option(20_000, "optimiser steps")
     batch: int = _option(8, "crops in a step, over all processes")
     crop: int = _option(256, "side of a crop in pixels, a multiple of 16")
@@ -88,6 +89,10 @@ class Config:
         if self.entropy == "hyperprior":
             if min(self.slices) < 1 or sum(self.slices) != self.latents:
                 raise ConfigError(f"--slices: {' + '.join(map(str, self.slices))} must be positive and add up to --latents {self.latents}")
+            if self.turns and (len(self.turns) != len(self.slices) or not set(self.turns) <= {1, 2, 4, 7}):
+                raise ConfigError(
+                    f"--turns: {' '.join(map(str, self.turns))} must be 1, 2, 4 or 7 for each of the {len(self.slices)} slices"
+                )
             if self.objective != "rd" or self.normalisation != "gdn" or self.quantiser != "mixed":
                 raise ConfigError("--entropy hyperprior: needs --quantiser mixed, --normalisation gdn and --objective rd")
         for name in ("lr", "adam_lr", "density_lr"):
@@ -127,7 +132,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**dataclasses.asdict(self), "lambdas": list(self.lambdas), "slices": list(self.slices)}
+        return {**dataclasses.asdict(self), "lambdas": list(self.lambdas), "slices": list(self.slices), "turns": list(self.turns)}
 
 
 FREE_TO_CHANGE = {"steps", "decay", "validate_every", "save_every", "files_every", "threads", "data", "device", "compile"}
@@ -147,9 +152,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = f.metadata["help"]
         if f.name == "lambdas":
             parser.add_argument("--lambda", dest="lambdas", type=float, nargs="+", metavar="λ", help=f"{text} (default: 0.013)")
-        elif f.name == "slices":
-            shown = " ".join(map(str, Config.slices))
-            parser.add_argument("--slices", type=int, nargs="+", metavar="X", help=f"{text} (default: {shown})")
+        elif f.name in ("slices", "turns"):
+            shown = " ".join(map(str, f.default)) or "one each"
+            parser.add_argument(f"--{f.name}", type=int, nargs="+", metavar="X", help=f"{text} (default: {shown})")
         elif f.type == "bool":
             parser.add_argument(f"--{f.name.replace('_', '-')}", action="store_const", const=True, help=text)
         else:
@@ -173,7 +178,7 @@ def resolve(arguments: argparse.Namespace, file: Path | None) -> Config:
             raise ConfigError(f"{file}: unknown setting {unknown[0]!r}")
     values.update({name: value for name, value in vars(arguments).items() if name in names and value is not None})
     for f in dataclasses.fields(Config):
-        if f.name in values and f.name not in ("lambdas", "slices"):
+        if f.name in values and f.name not in ("lambdas", "slices", "turns"):
             kind = {"int": int, "float": (int, float), "bool": bool}.get(str(f.type), str)
             if not isinstance(values[f.name], kind) or (isinstance(values[f.name], bool) and f.type != "bool"):
                 raise ConfigError(f"{f.name}: {values[f.name]!r} is not {'a number' if f.type in ('int', 'float') else f'a {f.type}'}")
@@ -182,9 +187,9 @@ def resolve(arguments: argparse.Namespace, file: Path | None) -> Config:
     except (TypeError, ValueError) as error:
         raise ConfigError("--lambda: every λ must be a positive number") from error
     try:
-        values["slices"] = tuple(int(v) for v in values.get("slices", Config.slices))
+        values["slices"], values["turns"] = (tuple(int(v) for v in values.get(name, getattr(Config, name))) for name in ("slices", "turns"))
     except (TypeError, ValueError) as error:
-        raise ConfigError("--slices: every slice must be a positive number of latents") from error
+        raise ConfigError("--slices, --turns: whole numbers, one for each slice") from error
     config = Config(**values)
     config.check()
     return config

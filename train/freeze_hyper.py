@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from codec.density import HALF_KNOTS, SPACING, freeze, start_log_mass
@@ -27,13 +29,24 @@ HEADROOM = 2.0
 CONTEXT_HEADROOM = 0.5
 """Latents that later slices see are clamped sooner, for the many small ones to be seen in finer steps,"""
 CONTEXT_REACH = 2
-"""though at no less than so many spreads of their channel."""
+"""though at no less than so many spreads of their channel,"""
+DIRECT_REACH = 4
+"""nor those from which means follow directly at less than so many."""
 QUIET = 1 / 16
 """A channel that was measured to be smaller than this share of the largest has room for as much."""
 SIDE_STEPS = 8
 """The side information has room for so many steps to each side, in any case."""
 FINER = 4
 """Knots of the frozen shape to one of the trained one, whose density is not constant between them."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """A convolution that is added to a layer's sum, its name in the model file, and the binary places of its inputs."""
+
+    name: str
+    convolution: nn.Conv2d
+    into: Tensor
 
 
 @torch.no_grad()
@@ -45,9 +58,10 @@ def places_of(model: HyperModel, crops: Tensor) -> dict[str, Tensor]:
     layers = {f"hyper_synthesis.{name}": model.hyper_synthesis.get_submodule(name) for name in ("conv1", "conv2")}
     for k, part in enumerate(model.slices):
         layers |= {f"slices.{k}.{name}": part.get_submodule(name) for name in ("features", "hidden", "last")}
-    # The last slice sees all latents that any of them sees.
-    context = model.slices[-1].context
-    layers |= {} if context is None else {"context": context}
+    # The last slice sees all latents that any of them sees, and its own last turn the rest.
+    last = model.slices[-1]
+    layers |= {} if last.context is None else {"context": last.context}
+    layers |= {"own": last.own[-1]} if len(last.own) else {}
     found: dict[str, Tensor] = {}
 
     def keep(name: str, given: Tensor) -> None:
@@ -65,46 +79,58 @@ def places_of(model: HyperModel, crops: Tensor) -> dict[str, Tensor]:
             hook.remove()
     step = (-model.log_gain_z.double().cpu()).exp().amax(dim=0)
     found["hyper_synthesis.conv1"] = torch.maximum(found["hyper_synthesis.conv1"], SIDE_STEPS / HEADROOM * step)
-    found["context"] = found.get("context", torch.zeros(1, dtype=torch.float64))
+    # Of the signed view. Latents that none sees stand as the smallest.
+    seen = [found.pop(name) for name in ("context", "own") if name in found]
+    shown = torch.cat([part[: len(part) // model.sizes.views] for part in seen]) if seen else torch.zeros(0, dtype=torch.float64)
+    found["context"] = functional.pad(shown, (0, sum(model.sizes.slices) - len(shown)))
     headroom = {name: CONTEXT_HEADROOM if name == "context" else HEADROOM for name in found}
     rooms = {name: headroom[name] * torch.maximum(largest, QUIET * largest.max()) for name, largest in found.items()}
     rooms["context"] = rooms["context"].clamp(min=CONTEXT_REACH)
+    for k, (start, size) in enumerate(zip(model.sizes.starts, model.sizes.slices, strict=True)):
+        if model.sizes.own_kernel(k) == 5:
+            rooms["context"][start : start + size].clamp_(min=DIRECT_REACH)
     limits = {name: SIGNED_LIMIT if name in ("hyper_synthesis.conv1", "context") else RECTIFIED_LIMIT for name in rooms}
     return {name: torch.floor(torch.log2(limits[name] / room.clamp(min=2.0**-8))) for name, room in rooms.items()}
 
 
 def integer_layer(
-    name: str, convolution: nn.Conv2d, into: Tensor, out: Tensor, more: tuple[nn.Conv2d, Tensor] | None = None, extra: Tensor | None = None
+    name: str, convolution: nn.Conv2d, into: Tensor, out: Tensor, added: Sequence[Added] = (), extra: Tensor | None = None
 ) -> dict[str, Tensor]:
     """The integers of a layer whose inputs have `into` binary places in each channel, and its outputs at most `out`.
 
-    `more` is a second convolution that is added, and its inputs' places; `extra` biases Q×C that are chosen from, each of which goes to
-    as many outputs as C is smaller than them.
+    `added` names what is added to its sum, in its units: convolutions of signed maps, with the places of these. `extra` holds biases
+    Q×C that are chosen from, each of which goes to as many outputs as C is smaller than them.
     """
-    parts = [(convolution, into), *([] if more is None else [more])]
-    scaled = [c.weight.detach().double().cpu() * torch.exp2(-places)[:, None, None] for c, places in parts]
-    assert convolution.bias is not None
-    bias = convolution.bias.detach().double().cpu()
-    group = 1 if extra is None else len(bias) // extra.shape[1]
-    reach = bias.abs() if extra is None else (bias + extra.double().cpu().repeat_interleave(group, dim=1)).abs().amax(dim=0)
+    parts = [Added(name, convolution, into), *added]
+    scaled = [p.convolution.weight.detach().double().cpu() * torch.exp2(-p.into)[:, None, None] for p in parts]
+    none = torch.zeros(len(scaled[0]), dtype=torch.float64)
+    biases = [none if p.convolution.bias is None else p.convolution.bias.detach().double().cpu() for p in parts]
+    group = 1 if extra is None else len(none) // extra.shape[1]
+    extras = none[None] if extra is None else extra.double().cpu().repeat_interleave(group, dim=1)
     # Rounding adds at most a half to each weight, and the output's rounding a half of its last place.
-    count = sum(w[0].numel() for w in scaled)
-    total = sum(w.abs().sum(dim=(1, 2, 3)) for w in scaled) * RECTIFIED_LIMIT + reach + torch.exp2(-out - 1)
+    reach = [RECTIFIED_LIMIT, *[SIGNED_LIMIT] * len(added)]
+    count = sum(w[0].numel() * x for w, x in zip(scaled, reach, strict=True))
+    sums = [w.abs().sum(dim=(1, 2, 3)) * x + b.abs() for w, x, b in zip(scaled, reach, biases, strict=True)]
+    # Of those that are for one turn each, there is one at a time.
+    turns = [t for p, t in zip(parts, sums, strict=True) if p.name.rpartition(".")[2].isdigit()]
+    always = [t for p, t in zip(parts, sums, strict=True) if not p.name.rpartition(".")[2].isdigit()]
+    total = sum(always) - biases[0].abs() + (biases[0] + extras).abs().amax(dim=0) + torch.exp2(-out - 1)
+    total = total + (torch.stack(turns).amax(dim=0) if turns else 0)
     largest = torch.stack([w.abs().amax(dim=(1, 2, 3)) for w in scaled]).amax(dim=0)
     places = torch.minimum(
-        torch.log2((SUM_LIMIT - 2 - 0.5 * count * RECTIFIED_LIMIT) / total.clamp(min=1e-12)),
-        torch.log2(WEIGHT_LIMIT / largest.clamp(min=1e-12)),
+        torch.log2((SUM_LIMIT - 2 - 0.5 * count) / total.clamp(min=1e-12)), torch.log2(WEIGHT_LIMIT / largest.clamp(min=1e-12))
     )
     # The outputs that share a bias share their places.
     places = torch.floor(places).reshape(-1, group).amin(dim=1).repeat_interleave(group)
     places = torch.minimum(places, out + MAX_SHIFT)
-    rounded = [(w * torch.exp2(places)[:, None, None, None]).round() for w in scaled]
-    tensors = {f"{name}.weight": rounded[0].to(torch.int8), f"{name}.shift": (places - out).to(torch.int32)}
-    tensors[f"{name}.bias"] = (bias * torch.exp2(places)).round().to(torch.int32)
-    if more is not None:
-        tensors[f"{name.rpartition('.')[0]}.context.weight"] = rounded[1].to(torch.int8)
+    unit = torch.exp2(places)
+    tensors = {f"{name}.shift": (places - out).to(torch.int32)}
+    for part, weight, bias in zip(parts, scaled, biases, strict=True):
+        tensors[f"{part.name}.weight"] = (weight * unit[:, None, None, None]).round().to(torch.int8)
+        if part.convolution.bias is not None:
+            tensors[f"{part.name}.bias"] = (bias * unit).round().to(torch.int32)
     if extra is not None:
-        tensors["features_bias"] = (extra.double().cpu() * torch.exp2(places[::group])).round().to(torch.int32)
+        tensors["features_bias"] = (extra.double().cpu() * unit[::group]).round().to(torch.int32)
     return tensors
 
 
@@ -130,8 +156,7 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
     spread = model.log_spread.cpu().round()
     places = places_of(model, crops)
     side = places["hyper_synthesis.conv1"].clamp(max=STEP_BITS)
-    # Of the last slice's latents, which none sees, as of the first channel's.
-    seen = torch.cat([places["context"], places["context"][:1].expand(len(spread) - len(places["context"]))])
+    seen = places["context"]
     out: dict[str, Tensor] = {
         "limits": torch.tensor([SIGNED_LIMIT, SIGNED_LIMIT, RECTIFIED_LIMIT], dtype=torch.int32),
         "spread": spread.to(torch.int32),
@@ -154,22 +179,32 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
     coarse, features = places["hyper_synthesis.conv2"], places["slices.0.features"]
     out |= integer_layer("hyper_synthesis.conv1", model.hyper_synthesis.conv1, side, coarse.repeat_interleave(4))
     out |= integer_layer("hyper_synthesis.conv2", model.hyper_synthesis.conv2, coarse, features.repeat_interleave(4), extra=bias)
-    for k, (start, part) in enumerate(zip(model.sizes.starts, model.slices, strict=True)):
+    for k, part in enumerate(model.slices):
         first, hidden = places[f"slices.{k}.hidden"], places[f"slices.{k}.last"]
-        # The weights are for latents in units of the spread.
-        context = None if part.context is None else (part.context, seen[:start])
-        out |= integer_layer(f"slices.{k}.features", part.features, features, first, context)
+        out |= integer_layer(f"slices.{k}.features", part.features, features, first, _added(model, f"slices.{k}.features", seen))
         out |= integer_layer(f"slices.{k}.hidden", part.hidden, first, hidden)
-        out |= integer_layer(f"slices.{k}.last", part.last, hidden, torch.full((len(part.last.weight),), float(BITS), dtype=torch.float64))
+        last = torch.full((len(part.last.weight),), float(BITS), dtype=torch.float64)
+        out |= integer_layer(f"slices.{k}.last", part.last, hidden, last, _added(model, f"slices.{k}.last", seen))
     density = freeze(model.z_density)
     for name in ("grid", "scale", "cdf"):
         out[f"z_density.{name}"] = torch.from_numpy(getattr(density, name)).to(torch.int32)
     return {**out, **frozen_shape(model.density)}
 
 
+def _added(model: HyperModel, layer: str, seen: Tensor) -> list[Added]:
+    """What is added to a layer's sum; all its latents, which have `seen` places, are in units of the spread."""
+    out = []
+    for name, channels in model.sizes.ever_added(layer).items():
+        convolution = model.get_submodule(name)
+        assert isinstance(convolution, nn.Conv2d)
+        out.append(Added(name, convolution, seen[channels].repeat(convolution.in_channels // len(seen[channels]))))
+    return out
+
+
 def metadata(model: HyperModel) -> dict[str, Any]:
     """What a model says of its profile."""
-    return {"profile": "hyperprior", "sizes": {**dataclasses.asdict(model.sizes), "slices": list(model.sizes.slices)}}
+    lists = {"slices": list(model.sizes.slices), "turns": list(model.sizes.turns)}
+    return {"profile": "hyperprior", "sizes": {**dataclasses.asdict(model.sizes), **lists}}
 
 
 def density_weights(density: FrozenDensity) -> dict[str, Tensor]:

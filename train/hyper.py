@@ -26,7 +26,7 @@ from compressai.ops import LowerBound
 from torch import Tensor, nn
 
 from codec.density import HALF_KNOTS, SPACING, Density
-from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes
+from codec.hyperprior import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, places
 from train.objective import RateDistortion, rounded
 
 SMALLEST_SPREAD = -2
@@ -88,24 +88,42 @@ class Shape(nn.Module):
 
 
 class Slice(nn.Module):
-    """Mean and log2 σ of one slice's channels from the features and, as far as they are decoded, the slices before it."""
+    """Mean and log2 σ of a slice's channels from the features and what is decoded: slices before it, its own places of earlier turns."""
 
-    def __init__(self, before: int, channels: int, sizes: Sizes) -> None:
+    def __init__(self, k: int, sizes: Sizes) -> None:
         super().__init__()
+        before, channels, turns, side = sizes.starts[k], sizes.slices[k], sizes.turns_of(k), sizes.own_kernel(k)
+
+        def sees(channels: int, outputs: int, side: int, bias: bool = True) -> nn.Conv2d:
+            return nn.Conv2d(channels, outputs, side, padding=side // 2, bias=bias)
+
+        self.views = sizes.views
         self.features = nn.Conv2d(sizes.features, sizes.width, 1)
-        self.context = nn.Conv2d(before, sizes.width, sizes.kernel, padding=sizes.kernel // 2, bias=False) if before else None
+        self.context = sees(self.views * before, sizes.width, sizes.kernel, bias=False) if before else None
+        self.own = nn.ModuleList(sees(self.views * channels, sizes.width, side) for _ in range(turns - 1))
         self.hidden = nn.Conv2d(sizes.width, sizes.width, 1)
         self.last = nn.Conv2d(sizes.width, 2 * channels, 1)
+        self.direct = nn.ModuleList(sees(channels, 2 * channels, side) for _ in range(turns - 1 if side == 5 else 0))
 
-    def forward(self, features: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """B×H2×h×w and B×C×h×w (C may be zero) to twice B×S×h×w, in units of the channels' spread."""
-        h = self.features(features)
-        if self.context is not None:
-            h = h + self.context(before)
+    def shown(self, y: Tensor) -> Tensor:
+        """What the networks see of decoded latents: themselves, and their sizes."""
+        return torch.cat([y, y.abs()], dim=1) if self.views == 2 else y
+
+    def common(self, features: Tensor, before: Tensor) -> Tensor:
+        """What all turns have of the first layer's sum, of B×H2×h×w and B×C×h×w (C may be zero), in units of the channels' spread."""
+        h: Tensor = self.features(features)
+        return h if self.context is None else h + self.context(self.shown(before))
+
+    def forward(self, common: Tensor, turn: int, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Twice B×S×h×w, of which the places of the turn are meant; `own` is B×S×h×w, zero where it is not decoded yet."""
+        h = common + self.own[turn - 1](self.shown(own)) if turn else common
         h = torch.relu(self.hidden(torch.relu(h)))
         # Eight bits of mantissa are too few for a mean.
         with torch.autocast(h.device.type, enabled=False):
-            mean, octaves = self.last(h.float()).chunk(2, dim=1)
+            out = self.last(h.float())
+            if turn and self.direct:
+                out = out + self.direct[turn - 1](own.float())
+            mean, octaves = out.chunk(2, dim=1)
         return mean, octaves
 
 
@@ -141,8 +159,7 @@ class HyperModel(RateDistortion):
                 up2=nn.PixelShuffle(2),
             )
         )
-        starts = [sum(sizes.slices[:k]) for k in range(len(sizes.slices))]
-        self.slices = nn.ModuleList(Slice(start, size, sizes) for start, size in zip(starts, sizes.slices, strict=True))
+        self.slices = nn.ModuleList(Slice(k, sizes) for k in range(len(sizes.slices)))
         self.features_bias = nn.Parameter(torch.zeros(len(lambdas), sizes.features))
         if len(lambdas) > 1:
             self.log_gain_z = nn.Parameter(torch.zeros(len(lambdas), sizes.side))
@@ -169,6 +186,9 @@ class HyperModel(RateDistortion):
                     # Two sums meet in the first layer; together they should be as large as either.
                     part.context.weight.mul_(math.sqrt(0.5))
                     part.features.weight.mul_(math.sqrt(0.5))
+                # Turns start alike, and learn what sets them apart.
+                for convolution in (*part.own, *part.direct):
+                    convolution.weight.zero_()
 
     @torch.no_grad()
     def calibrate(self, y: Tensor) -> None:
@@ -211,14 +231,20 @@ class HyperModel(RateDistortion):
         spread = torch.exp2(self.log_spread)[:, None, None]
         means, octaves = [], []
         decoded = y[:, :0]
-        start = 0
-        for size, part in zip(self.sizes.slices, self.slices, strict=True):
+        for k, part in enumerate(self.slices):
+            start, size, count = self.sizes.starts[k], self.sizes.slices[k], self.sizes.turns_of(k)
             own = slice(start, start + size)
-            mean, octave = part(features, decoded / spread[:start])
-            means.append(mean * spread[own])
-            octaves.append(octave + self.log_spread[own, None, None])
-            decoded = torch.cat([decoded, rounded(y[:, own] - means[-1], gain[:, own]) + means[-1]], dim=1)
-            start += size
+            common = part.common(features, decoded / spread[:start])
+            mean, octave, known = (torch.zeros_like(y[:, own]) for _ in range(3))
+            for turn in range(count):
+                m, o = part(common, turn, known / spread[own])
+                m, o = m * spread[own], o + self.log_spread[own, None, None]
+                here = mask(count, turn, y.shape[2], y.shape[3]).to(y.device)
+                mean, octave = torch.where(here, m, mean), torch.where(here, o, octave)
+                known = torch.where(here, rounded(y[:, own] - m, gain[:, own]) + m, known)
+            means.append(mean)
+            octaves.append(octave)
+            decoded = torch.cat([decoded, known], dim=1)
         with torch.autocast(y.device.type, enabled=False):
             residual = (y - torch.cat(means, dim=1)) * gain
             residual = torch.round(residual) if noise is None else residual + noise
@@ -236,6 +262,13 @@ class HyperModel(RateDistortion):
         bits_y, bits_z, decoded = self.code(self.latents(x), position, noise)
         restored = self.synthesis(decoded * (-self.log_unit).exp()[:, None, None]).float()
         return bits_y + bits_z, (restored - x).square().mean(dim=(1, 2, 3)), restored
+
+
+def mask(count: int, turn: int, height: int, width: int) -> Tensor:
+    """True at the places h×w of a turn, of so many."""
+    out = torch.zeros(height, width, dtype=torch.bool)
+    out[places(count, turn, height, width)] = True
+    return out
 
 
 def at(rows: Tensor, position: Tensor) -> Tensor:

@@ -82,7 +82,9 @@ def weights_of(lambdas: Tensor) -> Tensor:
 def sizes_for(config: Config) -> Sizes:
     """Widths of the hyperprior's networks, in proportion to those of the transforms."""
     n = config.filters
-    return Sizes(side=max(1, n // 2), analysis=n, synthesis=max(1, 3 * n // 4), features=n, slices=config.slices, width=n)
+    return Sizes(
+        side=max(1, n // 2), analysis=n, synthesis=max(1, 3 * n // 4), features=n, slices=config.slices, turns=config.turns, width=n
+    )
 
 
 def network(config: Config) -> RateDistortion | GaussianVAE:
