@@ -22,7 +22,8 @@ become one channel. The profile's first files have none of `limits`, `side_shift
 Turns, after the checkerboard of He et al. 2021: the places of a slice are coded in 1, 2, 4 or 7 of them, as `SQUARES` deals them out;
 within a turn, all places are computed at once. Nearly all that neighbours share is in the first slice, the coarsest channels: its seven
 turns go from every fourth place of every fourth row to all, with kernels of 5×5 that reach across the gaps, and a linear path from its
-neighbours to its means. Beside signed latents, networks are shown their sizes, which is what scales follow from.
+neighbours to its means. That takes more than eight bits: its networks see its latents in units of 2⁻¹² of their spread, and are as fine
+within. Beside signed latents, networks are shown their sizes, which is what scales follow from.
 
 A payload is one run of the coder (`codec/coder.py`, `Writer`): a section for z, channel by channel with the tables of `z_density`, then
 one for each turn of each slice, its symbols sorted by table and, within a table, channel by channel in row-major order.
@@ -117,16 +118,20 @@ class Sizes:
         """Turns of a slice."""
         return self.turns[k] if self.turns else 1
 
+    def fine(self, k: int) -> bool:
+        """Whether a slice has what the first one has: wide kernels, a direct path and fine integers."""
+        return self.turns_of(k) == 7
+
     def own_kernel(self, k: int) -> int:
         """Side of the kernels through which a slice sees its own latents of earlier turns."""
-        return 5 if self.turns_of(k) == 7 else self.kernel
+        return 5 if self.fine(k) else self.kernel
 
     def added(self, layer: str, turn: int) -> dict[str, slice]:
         """What is added to a layer's sum at a turn, by its name in the model file: convolutions of the decoded latents of some channels."""
         k, kind = int(layer.split(".")[1]), layer.split(".")[2]
         start = self.starts[k]
         out = {f"slices.{k}.context": slice(0, start)} if kind == "features" and start else {}
-        if turn and (kind == "features" or self.own_kernel(k) == 5):
+        if turn and (kind == "features" or self.fine(k)):
             out[f"slices.{k}.{'own' if kind == 'features' else 'direct'}.{turn - 1}"] = slice(start, start + self.slices[k])
         return out
 
@@ -164,7 +169,7 @@ def shapes(latents: int, qualities: int, sizes: Sizes) -> dict[str, tuple[int, .
         side = sizes.own_kernel(k)
         for turn in range(1, sizes.turns_of(k)):
             out[f"slices.{k}.own.{turn - 1}.weight"] = (sizes.width, sizes.views * size, side, side)
-            if side == 5:
+            if sizes.fine(k):
                 out[f"slices.{k}.direct.{turn - 1}.weight"] = (2 * size, size, side, side)
         out[f"slices.{k}.hidden.weight"] = (sizes.width, sizes.width, 1, 1)
         out[f"slices.{k}.last.weight"] = (2 * size, sizes.width, 1, 1)
@@ -234,13 +239,15 @@ class Hyperprior:
         side, context, inner = self.limits
         self._side, self._seen = fixedpoint.kind(-side, side), fixedpoint.kind(-context, context)
         rectified, plain = fixedpoint.kind(0, inner), fixedpoint.kind(-LIMIT, LIMIT)
-        views = (self._seen, replace(self._seen, lowest=0))[: sizes.views]
+        finely = fixedpoint.kind(0, LIMIT)
+        coarse_views, fine_views = ((k, replace(k, lowest=0))[: sizes.views] for k in (self._seen, plain))
 
         def layer(name: str, given: Kind, out: Kind, bias: Integers | int = 0, more: Sequence[str] = ()) -> Layer:
             """A layer with what is added to its sum: convolutions of decoded latents, which are shown to it tap below tap."""
             weights, kinds, rows = [numbers[f"{name}.weight"]], [given], numbers[f"{name}.bias"] + np.atleast_2d(bias)
             for part in more:
                 weight = numbers[f"{part}.weight"]
+                views = coarse_views if ".context" in part or not sizes.fine(int(part.split(".")[1])) else fine_views
                 seen = views[:1] if ".direct." in part else views
                 weights += [w.transpose(0, 2, 3, 1).reshape(len(w), -1, 1, 1) for w in np.split(weight, len(seen), axis=1)]
                 kinds += seen
@@ -255,11 +262,12 @@ class Hyperprior:
         self._turns: list[list[tuple[Layer, Layer, Layer]]] = []
         """For each slice and each turn, its three layers."""
         for k in range(len(sizes.slices)):
-            hidden = layer(f"slices.{k}.hidden", rectified, rectified)
+            inside = finely if sizes.fine(k) else rectified
+            hidden = layer(f"slices.{k}.hidden", inside, inside)
             self._turns.append([])
             for turn in range(sizes.turns_of(k)):
-                first = layer(f"slices.{k}.features", rectified, rectified, more=[*sizes.added(f"slices.{k}.features", turn)])
-                last = layer(f"slices.{k}.last", rectified, plain, more=[*sizes.added(f"slices.{k}.last", turn)])
+                first = layer(f"slices.{k}.features", rectified, inside, more=[*sizes.added(f"slices.{k}.features", turn)])
+                last = layer(f"slices.{k}.last", inside, plain, more=[*sizes.added(f"slices.{k}.last", turn)])
                 self._turns[k].append((first, hidden, last))
         self._file = {name: tensors[name] for name in numbers if name in tensors}
         self._analysis = {}
@@ -293,24 +301,26 @@ class Hyperprior:
         """
         # What a map's integers stand for is not written down, and any unit does, as long as all agree on it: this one makes them
         # numbers near one. In the first files of the profile it is 2⁻¹² throughout.
-        inner = BITS if self._late_bias is not None else THAWED_BITS
-        side = STEP_BITS - torch.from_numpy(self.side_shift)
-        seen = STEP_BITS + torch.from_numpy(self.spread - self.context_shift)
+        late = self._late_bias is not None
+        inner = float(BITS if late else THAWED_BITS)
+        side = STEP_BITS - torch.from_numpy(self.side_shift).float()
+        seen = STEP_BITS + torch.from_numpy(self.spread - self.context_shift).float()
         out: dict[str, Tensor] = {}
         for name in [name.removesuffix(".shift") for name in self._file if name.endswith(".shift")]:
-            bias = self._file[f"{name}.bias"].float()
-            own = torch.exp2(-self._file[f"{name}.shift"].float() - (BITS if name.endswith(".last") else inner)).expand(len(bias))
-            scale = own[:, None, None, None]
-            given = side.float() if name == "hyper_synthesis.conv1" else torch.tensor(float(inner))
-            out[f"{name}.weight"] = self._file[f"{name}.weight"].float() * scale * torch.exp2(given)[..., None, None]
-            out[f"{name}.bias"] = bias * own
+            fine = name.startswith("slices.") and self.sizes.fine(int(name.split(".")[1]))
+            result = BITS if fine or name.endswith(".last") else inner
+            given = side if name == "hyper_synthesis.conv1" else torch.tensor(BITS if fine and not name.endswith(".features") else inner)
+            own = torch.exp2(-self._file[f"{name}.shift"].float() - result).expand(len(self._file[f"{name}.bias"]))
+            units = {name: given.float().expand(self._file[f"{name}.weight"].shape[1])}
             for part, channels in self.sizes.ever_added(name).items():
-                weight, unit = self._file[f"{part}.weight"].float(), torch.exp2(seen[channels].float())
-                out[f"{part}.weight"] = weight * scale * unit.repeat(weight.shape[1] // len(unit))[:, None, None]
+                views = self._file[f"{part}.weight"].shape[1] // (channels.stop - channels.start)
+                finely = fine and ".context" not in part
+                units[part] = (torch.full_like(seen[channels], BITS) if finely else seen[channels]).repeat(views)
+            for part, unit in units.items():
+                out[f"{part}.weight"] = self._file[f"{part}.weight"].float() * own[:, None, None, None] * torch.exp2(unit)[:, None, None]
                 if f"{part}.bias" in self._file:
                     out[f"{part}.bias"] = self._file[f"{part}.bias"].float() * own
             if name == "hyper_synthesis.conv2":
-                late = self._late_bias is not None
                 out["features_bias"] = self._file["features_bias"].float() * (2.0**-BITS if late else own[::4])
         return out
 
@@ -343,6 +353,9 @@ class Hyperprior:
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
                 own = slice(start, start + size)
                 steps = torch.from_numpy(self.steps[quality - 1, own, None])
+                # What the slice sees of itself.
+                fine = self.sizes.fine(k)
+                seen = torch.zeros((size, context.shape[1])) if fine else context[own]
                 for turn in range(self.sizes.turns_of(k)):
                     rows, columns = places(self.sizes.turns_of(k), turn, height, width)
                     if not len(rows):
@@ -351,27 +364,29 @@ class Hyperprior:
                     # Of a map with a margin, and of one with two columns too many.
                     here, there = (rows + MARGIN) * pitch + columns + MARGIN, rows * (width + 2) + columns
                     parts = [
-                        self._look(k, turn, features[:, there[band]], context, here[band], pitch)
+                        self._look(k, turn, features[:, there[band]], context[:start], seen, here[band], pitch)
                         for band in (slice(first, first + BAND) for first in range(0, len(at), BAND))
                     ]
                     means, tables = self._means_and_tables(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], own, quality)
                     symbols = torch.from_numpy(code(own, at.numpy(), means.numpy(), tables.numpy()))
                     exact = symbols.long().mul_(steps).add_(means)
                     latents[own, at] = exact.clamp(-LATENT_LIMIT, LATENT_LIMIT).int()
+                    if fine:
+                        seen[:, here] = _seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, fixedpoint.kind(-LIMIT, LIMIT))
                     context[own, here] = _seen(exact, self.context_shift[own], self._seen)
         return latents.view(-1, height, width).numpy()
 
-    def _look(self, k: int, turn: int, features: Tensor, context: Tensor, here: Tensor, pitch: int) -> Tensor:
+    def _look(self, k: int, turn: int, features: Tensor, before: Tensor, own: Tensor, here: Tensor, pitch: int) -> Tensor:
         """What the last layer of a slice gives at places of a turn, 2S×N."""
         first, hidden, last = self._turns[k][turn]
-        start = self.sizes.starts[k]
-        own = slice(start, start + self.sizes.slices[k])
         maps, direct = [features], []
-        for channels, side in ((slice(0, start), self.sizes.kernel), (own, self.sizes.own_kernel(k)))[: 2 if turn else 1]:
-            if channels.stop:
-                signed = _neighbours(context[channels], here, side, pitch)
-                maps += [signed, signed.abs()][: self.sizes.views]
-                direct = [signed] if channels == own and side == 5 else []
+        if len(before):
+            signed = _neighbours(before, here, self.sizes.kernel, pitch)
+            maps += [signed, signed.abs()][: self.sizes.views]
+        if turn:
+            signed = _neighbours(own, here, self.sizes.own_kernel(k), pitch)
+            maps += [signed, signed.abs()][: self.sizes.views]
+            direct = [signed] if self.sizes.fine(k) else []
         return last([hidden([first(maps)]), *direct])
 
     def _means_and_tables(self, given: Tensor, own: slice, quality: int) -> tuple[Tensor, Tensor]:

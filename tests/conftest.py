@@ -72,7 +72,8 @@ def tiny_hyper_tensors(
         elif part == "shift":
             # Sums of n products have about √n times the size of one; what leaves the last layer is a few units of 2⁻¹².
             fan_in = out[f"{layer}.weight"][0].numel()
-            out[name] = torch.full(shape, 1 if layer.endswith(".last") else 6 + round(np.log2(fan_in) / 2), dtype=torch.int32)
+            last = 9 if layer.startswith("slices.") and sizes.fine(int(layer.split(".")[1])) else 1
+            out[name] = torch.full(shape, last if layer.endswith(".last") else 6 + round(np.log2(fan_in) / 2), dtype=torch.int32)
     out["limits"] = torch.tensor([127, 127, 255], dtype=torch.int32)
     out["side_shift"] = torch.randint(9, 13, (sizes.side,), dtype=torch.int32)
     out["context_shift"] = torch.randint(9, 13, (latents,), dtype=torch.int32)

@@ -83,7 +83,7 @@ def decode(
         features = np.clip(x, 0, inner)[:, :height, :width]
     else:
         features = shuffle(layer("hyper_synthesis.conv2", x, 0, inner, extra=np.repeat(bias, 4)))[:, :height, :width]
-    latents, means, tables, shown = np.zeros((4, sum(slices), height, width), np.int64)
+    latents, means, tables, shown, fine = np.zeros((5, sum(slices), height, width), np.int64)
 
     def view(maps: Array) -> Array:
         return np.concatenate([maps, abs(maps)]) if turns else maps
@@ -92,14 +92,15 @@ def decode(
     for k, size in enumerate(slices):
         count = turns[k] if turns else 1
         square = SQUARES[count]
+        own, most = (fine, 2**24) if count == 7 else (shown, inner)
         for turn in range(count):
             added = []
             if start:
                 added.append((f"slices.{k}.context", view(shown[:start])))
             if turn:
-                added.append((f"slices.{k}.own.{turn - 1}", view(shown[start : start + size])))
-            x = layer(f"slices.{k}.hidden", layer(f"slices.{k}.features", features, 0, inner, added), 0, inner)
-            direct = [(f"slices.{k}.direct.{turn - 1}", shown[start : start + size])] if turn and count == 7 else []
+                added.append((f"slices.{k}.own.{turn - 1}", view(own[start : start + size])))
+            x = layer(f"slices.{k}.hidden", layer(f"slices.{k}.features", features, 0, most, added), 0, most)
+            direct = [(f"slices.{k}.direct.{turn - 1}", own[start : start + size])] if turn and count == 7 else []
             x = layer(f"slices.{k}.last", x, -(2**24), 2**24, direct)
             # What is decoded at this turn is seen from the next one on.
             for row in range(height):
@@ -115,6 +116,7 @@ def decode(
                         means[m, row, column] = mean
                         tables[m, row, column] = np.clip((6 * octave + 2 ** (BITS - 1)) >> BITS, 0, 79)
                         latents[m, row, column] = np.clip(exact, -(2**31 - 1), 2**31 - 1)
+                        fine[m, row, column] = seen(np.int64(exact), spread + 4, 2**24)
                         shown[m, row, column] = seen(np.int64(exact), int(context_shift[m]), context)
         start += size
     return latents, means, tables

@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from codec.density import HALF_KNOTS, SPACING, freeze, start_log_mass
-from codec.fixedpoint import MAX_SHIFT
+from codec.fixedpoint import LIMIT, MAX_SHIFT
 from codec.frozen import CDF_BITS, STEP_BITS, FrozenDensity
 from codec.hyperprior import BITS, LOWEST_OCTAVE, PER_OCTAVE, TABLES, Hyperprior
 from codec.model import Model
@@ -24,14 +24,14 @@ SIGNED_LIMIT, RECTIFIED_LIMIT = 127, 255
 """and so have maps, of which some have no sign."""
 SUM_LIMIT = 1 << 24
 """Single precision is exact too, for processors that do not multiply bytes."""
+FINE_WEIGHT_LIMIT, FINE_SUM_LIMIT = (1 << 15) - 1, 1 << 52
+"""Of the slices that are computed finely, in double precision."""
 HEADROOM = 2.0
 """Maps have room for so much more than the largest number that was measured; what is larger still is clamped."""
 CONTEXT_HEADROOM = 0.5
 """Latents that later slices see are clamped sooner, for the many small ones to be seen in finer steps,"""
 CONTEXT_REACH = 2
-"""though at no less than so many spreads of their channel,"""
-DIRECT_REACH = 4
-"""nor those from which means follow directly at less than so many."""
+"""though at no less than so many spreads of their channel."""
 QUIET = 1 / 16
 """A channel that was measured to be smaller than this share of the largest has room for as much."""
 SIDE_STEPS = 8
@@ -47,6 +47,8 @@ class Added:
     name: str
     convolution: nn.Conv2d
     into: Tensor
+    reach: int = SIGNED_LIMIT
+    """The largest size of its inputs, in their last place."""
 
 
 @torch.no_grad()
@@ -86,49 +88,52 @@ def places_of(model: HyperModel, crops: Tensor) -> dict[str, Tensor]:
     headroom = {name: CONTEXT_HEADROOM if name == "context" else HEADROOM for name in found}
     rooms = {name: headroom[name] * torch.maximum(largest, QUIET * largest.max()) for name, largest in found.items()}
     rooms["context"] = rooms["context"].clamp(min=CONTEXT_REACH)
-    for k, (start, size) in enumerate(zip(model.sizes.starts, model.sizes.slices, strict=True)):
-        if model.sizes.own_kernel(k) == 5:
-            rooms["context"][start : start + size].clamp_(min=DIRECT_REACH)
     limits = {name: SIGNED_LIMIT if name in ("hyper_synthesis.conv1", "context") else RECTIFIED_LIMIT for name in rooms}
     return {name: torch.floor(torch.log2(limits[name] / room.clamp(min=2.0**-8))) for name, room in rooms.items()}
 
 
 def integer_layer(
-    name: str, convolution: nn.Conv2d, into: Tensor, out: Tensor, added: Sequence[Added] = (), extra: Tensor | None = None
+    name: str,
+    convolution: nn.Conv2d,
+    into: Tensor,
+    out: Tensor,
+    added: Sequence[Added] = (),
+    extra: Tensor | None = None,
+    reach: int = RECTIFIED_LIMIT,
+    fine: bool = False,
 ) -> dict[str, Tensor]:
     """The integers of a layer whose inputs have `into` binary places in each channel, and its outputs at most `out`.
 
     `added` names what is added to its sum, in its units: convolutions of signed maps, with the places of these. `extra` holds biases
-    Q×C that are chosen from, each of which goes to as many outputs as C is smaller than them.
+    Q×C that are chosen from, each of which goes to as many outputs as C is smaller than them. `reach` is that of the inputs, and `fine`
+    layers have weights of sixteen bits.
     """
-    parts = [Added(name, convolution, into), *added]
+    parts = [Added(name, convolution, into, reach), *added]
     scaled = [p.convolution.weight.detach().double().cpu() * torch.exp2(-p.into)[:, None, None] for p in parts]
     none = torch.zeros(len(scaled[0]), dtype=torch.float64)
     biases = [none if p.convolution.bias is None else p.convolution.bias.detach().double().cpu() for p in parts]
     group = 1 if extra is None else len(none) // extra.shape[1]
     extras = none[None] if extra is None else extra.double().cpu().repeat_interleave(group, dim=1)
     # Rounding adds at most a half to each weight, and the output's rounding a half of its last place.
-    reach = [RECTIFIED_LIMIT, *[SIGNED_LIMIT] * len(added)]
-    count = sum(w[0].numel() * x for w, x in zip(scaled, reach, strict=True))
-    sums = [w.abs().sum(dim=(1, 2, 3)) * x + b.abs() for w, x, b in zip(scaled, reach, biases, strict=True)]
+    count = sum(w[0].numel() * p.reach for w, p in zip(scaled, parts, strict=True))
+    sums = [w.abs().sum(dim=(1, 2, 3)) * p.reach + b.abs() for w, p, b in zip(scaled, parts, biases, strict=True)]
     # Of those that are for one turn each, there is one at a time.
     turns = [t for p, t in zip(parts, sums, strict=True) if p.name.rpartition(".")[2].isdigit()]
     always = [t for p, t in zip(parts, sums, strict=True) if not p.name.rpartition(".")[2].isdigit()]
     total = sum(always) - biases[0].abs() + (biases[0] + extras).abs().amax(dim=0) + torch.exp2(-out - 1)
     total = total + (torch.stack(turns).amax(dim=0) if turns else 0)
     largest = torch.stack([w.abs().amax(dim=(1, 2, 3)) for w in scaled]).amax(dim=0)
-    places = torch.minimum(
-        torch.log2((SUM_LIMIT - 2 - 0.5 * count) / total.clamp(min=1e-12)), torch.log2(WEIGHT_LIMIT / largest.clamp(min=1e-12))
-    )
+    most, highest = (FINE_SUM_LIMIT, FINE_WEIGHT_LIMIT) if fine else (SUM_LIMIT, WEIGHT_LIMIT)
+    places = torch.minimum(torch.log2((most - 2 - 0.5 * count) / total.clamp(min=1e-12)), torch.log2(highest / largest.clamp(min=1e-12)))
     # The outputs that share a bias share their places.
     places = torch.floor(places).reshape(-1, group).amin(dim=1).repeat_interleave(group)
     places = torch.minimum(places, out + MAX_SHIFT)
     unit = torch.exp2(places)
     tensors = {f"{name}.shift": (places - out).to(torch.int32)}
     for part, weight, bias in zip(parts, scaled, biases, strict=True):
-        tensors[f"{part.name}.weight"] = (weight * unit[:, None, None, None]).round().to(torch.int8)
+        tensors[f"{part.name}.weight"] = (weight * unit[:, None, None, None]).round().to(torch.int16 if fine else torch.int8)
         if part.convolution.bias is not None:
-            tensors[f"{part.name}.bias"] = (bias * unit).round().to(torch.int32)
+            tensors[f"{part.name}.bias"] = (bias * unit).round().to(torch.int64 if fine else torch.int32)
     if extra is not None:
         tensors["features_bias"] = (extra.double().cpu() * unit[::group]).round().to(torch.int32)
     return tensors
@@ -180,11 +185,15 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
     out |= integer_layer("hyper_synthesis.conv1", model.hyper_synthesis.conv1, side, coarse.repeat_interleave(4))
     out |= integer_layer("hyper_synthesis.conv2", model.hyper_synthesis.conv2, coarse, features.repeat_interleave(4), extra=bias)
     for k, part in enumerate(model.slices):
-        first, hidden = places[f"slices.{k}.hidden"], places[f"slices.{k}.last"]
-        out |= integer_layer(f"slices.{k}.features", part.features, features, first, _added(model, f"slices.{k}.features", seen))
-        out |= integer_layer(f"slices.{k}.hidden", part.hidden, first, hidden)
-        last = torch.full((len(part.last.weight),), float(BITS), dtype=torch.float64)
-        out |= integer_layer(f"slices.{k}.last", part.last, hidden, last, _added(model, f"slices.{k}.last", seen))
+        fine = model.sizes.fine(k)
+        units = torch.full((model.sizes.width,), float(BITS), dtype=torch.float64)
+        first, hidden = (units, units) if fine else (places[f"slices.{k}.hidden"], places[f"slices.{k}.last"])
+        reach = LIMIT if fine else RECTIFIED_LIMIT
+        name, last = f"slices.{k}.features", f"slices.{k}.last"
+        out |= integer_layer(name, part.features, features, first, _added(model, name, seen), fine=fine)
+        out |= integer_layer(f"slices.{k}.hidden", part.hidden, first, hidden, reach=reach, fine=fine)
+        units = torch.full((len(part.last.weight),), float(BITS), dtype=torch.float64)
+        out |= integer_layer(last, part.last, hidden, units, _added(model, last, seen), reach=reach, fine=fine)
     density = freeze(model.z_density)
     for name in ("grid", "scale", "cdf"):
         out[f"z_density.{name}"] = torch.from_numpy(getattr(density, name)).to(torch.int32)
@@ -192,12 +201,16 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
 
 
 def _added(model: HyperModel, layer: str, seen: Tensor) -> list[Added]:
-    """What is added to a layer's sum; all its latents, which have `seen` places, are in units of the spread."""
+    """What is added to a layer's sum. Latents are in units of their spread, with `seen` places, or 12 where a fine slice sees itself."""
     out = []
+    fine = model.sizes.fine(int(layer.split(".")[1]))
     for name, channels in model.sizes.ever_added(layer).items():
         convolution = model.get_submodule(name)
         assert isinstance(convolution, nn.Conv2d)
-        out.append(Added(name, convolution, seen[channels].repeat(convolution.in_channels // len(seen[channels]))))
+        finely = fine and ".context" not in name
+        into = torch.full_like(seen[channels], BITS) if finely else seen[channels]
+        into = into.repeat(convolution.in_channels // len(into))
+        out.append(Added(name, convolution, into, LIMIT if finely else SIGNED_LIMIT))
     return out
 
 
