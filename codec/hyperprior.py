@@ -355,7 +355,7 @@ class Hyperprior:
                 steps = torch.from_numpy(self.steps[quality - 1, own, None])
                 # What the slice sees of itself.
                 fine = self.sizes.fine(k)
-                seen = torch.zeros((size, context.shape[1])) if fine else context[own]
+                seen = torch.zeros((size, context.shape[1]), dtype=torch.float32) if fine else context[own]
                 for turn in range(self.sizes.turns_of(k)):
                     rows, columns = places(self.sizes.turns_of(k), turn, height, width)
                     if not len(rows):
