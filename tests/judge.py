@@ -5,7 +5,7 @@ It shares no code with the package: what both compute must be equal, bit for bit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -49,9 +49,18 @@ SQUARES = {1: ["0"], 2: ["01", "10"], 4: ["02", "31"], 7: ["0525", "6464", "3515
 
 
 def decode(
-    tensors: Mapping[str, Array], slices: list[int], turns: list[int], quality: int, z: Array, shape: tuple[int, int], symbols: Array
+    tensors: Mapping[str, Array],
+    slices: list[int],
+    turns: list[int],
+    quality: int,
+    z: Array,
+    shape: tuple[int, int],
+    symbols_of: Callable[..., Array],
 ) -> tuple[Array, Array, Array]:
-    """Latents in units of 2⁻¹⁶, means and choices of table, all M×h×w, for these symbols; `turns` is empty for the first models."""
+    """Latents in units of 2⁻¹⁶, means and choices of table, all M×h×w. `turns` is empty for the first models.
+
+    For each turn, `symbols_of(first channel, places, means, tables)` gives the symbols, as many rows as channels and columns as places.
+    """
     t = {
         name: np.asarray(value).astype(np.int64)
         for name, value in tensors.items()
@@ -102,21 +111,25 @@ def decode(
             x = layer(f"slices.{k}.hidden", layer(f"slices.{k}.features", features, 0, most, added), 0, most)
             direct = [(f"slices.{k}.direct.{turn - 1}", own[start : start + size])] if turn and count == 7 else []
             x = layer(f"slices.{k}.last", x, -(2**24), 2**24, direct)
-            # What is decoded at this turn is seen from the next one on.
-            for row in range(height):
-                for column in range(width):
-                    if int(square[row % len(square)][column % len(square)]) != turn:
-                        continue
-                    for c in range(size):
-                        m = start + c
-                        spread = int(t["spread"][m])
-                        mean = x[c, row, column] * 2 ** (spread + 4)
-                        octave = x[size + c, row, column] + (spread + 4) * 2**BITS - t["log2_steps"][q, m]
-                        exact = int(symbols[m, row, column]) * int(t["steps"][q, m]) + int(mean)
-                        means[m, row, column] = mean
-                        tables[m, row, column] = np.clip((6 * octave + 2 ** (BITS - 1)) >> BITS, 0, 79)
-                        latents[m, row, column] = np.clip(exact, -(2**31 - 1), 2**31 - 1)
-                        fine[m, row, column] = seen(np.int64(exact), spread + 4, 2**24)
-                        shown[m, row, column] = seen(np.int64(exact), int(context_shift[m]), context)
+            where = [(i, j) for i in range(height) for j in range(width) if int(square[i % len(square)][j % len(square)]) == turn]
+            if not where:
+                continue
+            mean, table = np.zeros((2, size, len(where)), np.int64)
+            for c in range(size):
+                m = start + c
+                spread = int(t["spread"][m])
+                for n, (i, j) in enumerate(where):
+                    octave = x[size + c, i, j] + (spread + 4) * 2**BITS - t["log2_steps"][q, m]
+                    mean[c, n] = x[c, i, j] * 2 ** (spread + 4)
+                    table[c, n] = np.clip((6 * octave + 2 ** (BITS - 1)) >> BITS, 0, 79)
+            symbols = symbols_of(start, where, mean, table)
+            for c in range(size):
+                m = start + c
+                for n, (i, j) in enumerate(where):
+                    exact = int(symbols[c, n]) * int(t["steps"][q, m]) + int(mean[c, n])
+                    means[m, i, j], tables[m, i, j] = mean[c, n], table[c, n]
+                    latents[m, i, j] = np.clip(exact, -(2**31 - 1), 2**31 - 1)
+                    shown[m, i, j] = seen(np.int64(exact), int(context_shift[m]), context)
+                    fine[m, i, j] = seen(np.int64(exact), int(t["spread"][m]) + 4, 2**24)
         start += size
     return latents, means, tables

@@ -80,10 +80,10 @@ def hyper_escapes(model: Model) -> bytes:
     z[0, 0] = -(1 << 31), 77_777, (1 << 31) - 1
     writer.put(z.ravel(), np.full(len(z), 6), entropy.z_tables(2))
 
-    def code(k: int, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    def code(own: slice, at: np.ndarray, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
         symbols = rng.integers(-2, 3, tables.shape).astype(np.int32)
-        symbols[0, 0] = rng.integers(-100_000, 100_000, tables.shape[2])
-        symbols[1, 2, :3] = -(1 << 31), (1 << 31) - 1, 5000
+        symbols[0, :4] = rng.integers(-100_000, 100_000, len(symbols[0, :4]))
+        symbols[-1, -3:] = np.array([-(1 << 31), (1 << 31) - 1, 5000])[: len(at)]
         order = np.argsort(tables.ravel(), kind="stable")
         writer.put(symbols.ravel()[order], np.bincount(tables.ravel(), minlength=80), entropy.tables)
         return symbols
@@ -121,7 +121,7 @@ def main() -> None:
     write("hyper-grey-alpha-tiled", hyper, Picture(small[..., 1], mask), 1, tile=128)
     if not (GOLDEN / "hyper-escapes.rdae").exists():
         keep("hyper-escapes", hyper, hyper_escapes(hyper))
-    # Networks in eight bits.
+    # Networks in eight bits, and turns.
     bytes_file = GOLDEN / "bytes.safetensors"
     if not bytes_file.exists():
         bytes_file.write_bytes(tiny_hyper_bytes())

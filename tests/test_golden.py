@@ -73,12 +73,12 @@ def test_the_judge_reads_golden_files_too(name: str) -> None:
     shape = (sizes.side, -(-height // 4), -(-width // 4))
     z = reader.get(np.full(shape[0], shape[1] * shape[2]), model.entropy.z_tables(stream.quality)).reshape(shape)
 
-    def symbols_of(k: int, means: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    def symbols_of(first: int, where: list[tuple[int, int]], means: np.ndarray, tables: np.ndarray) -> np.ndarray:
         out = np.empty(tables.size, np.int32)
         out[np.argsort(tables.ravel(), kind="stable")] = reader.get(np.bincount(tables.ravel(), minlength=80), model.entropy.tables)
         return out.reshape(tables.shape)
 
-    latents, _ = judge.decode(tensors, list(sizes.slices), stream.quality, z, (height, width), symbols_of)
+    latents, _, _ = judge.decode(tensors, list(sizes.slices), list(sizes.turns), stream.quality, z, (height, width), symbols_of)
     facts = json.loads((GOLDEN / f"{name}.json").read_text())
     assert hashlib.sha256(latents.astype("<i4").tobytes()).hexdigest() == facts["latents_sha256"]
 

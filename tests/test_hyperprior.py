@@ -142,7 +142,11 @@ def test_the_judge_gets_the_same_integers(seed: int, kind: str, sizes: Sizes, he
     assert {layer.dtype for layer in layers_of(entropy)} == {way, *([torch.float64] if 7 in sizes.turns else [])}
     latents, means, tables = run(entropy, z, quality, symbols)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    expected = judge.decode(arrays, list(sizes.slices), list(sizes.turns), quality, z, (height, width), symbols)
+
+    def given(first: int, where: list[tuple[int, int]], means: np.ndarray, tables: np.ndarray) -> np.ndarray:
+        return symbols[first : first + len(means), [i for i, _ in where], [j for _, j in where]]
+
+    expected = judge.decode(arrays, list(sizes.slices), list(sizes.turns), quality, z, (height, width), given)
     for ours, judged in zip((latents, means, tables), expected, strict=True):
         np.testing.assert_array_equal(ours, judged)
 
