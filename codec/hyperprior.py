@@ -409,21 +409,28 @@ class Hyperprior:
         return other
 
     @torch.inference_mode()
-    def side_information(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
-        """Symbols Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w. Raises `ModelError` when they are out of range."""
+    def real_side_information(self, y: npt.NDArray[np.float32]) -> Tensor:
+        """The side information Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w before it is quantised, float64."""
         a = self._analysis
         with torch.autocast("cpu", enabled=False):
             x = torch.from_numpy(y)[None].to(a["conv1.bias"].dtype).contiguous(memory_format=torch.channels_last)
             x = torch.relu_(functional.conv2d(x, a["conv1.weight"], a["conv1.bias"], padding=1))
             x = torch.relu_(functional.conv2d(x, a["conv2.weight"], a["conv2.bias"], stride=2, padding=2))
-            z = functional.conv2d(x, a["conv3.weight"], stride=2, padding=2)[0].double()
-            return _rounded(z.mul_(torch.from_numpy(((1 << STEP_BITS) / self.z_steps[quality - 1])[:, None, None])))
+            return functional.conv2d(x, a["conv3.weight"], stride=2, padding=2)[0].double()
 
-    def _coded(self, y: npt.NDArray[np.float32], quality: int, put: Callable[[Symbols, Integers, Tables], None]) -> Symbols:
+    @torch.inference_mode()
+    def side_information(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
+        """Symbols Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w. Raises `ModelError` when they are out of range."""
+        scale = (1 << STEP_BITS) / self.z_steps[quality - 1]
+        return _rounded(self.real_side_information(y).mul_(torch.from_numpy(scale[:, None, None])))
+
+    def _coded(
+        self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None, put: Callable[[Symbols, Integers, Tables], None]
+    ) -> Symbols:
         """Decoded latents of y; `put` gets each section's symbols in the order of the stream, their number for each table, the tables."""
         if not (y.min() > -(1 << 15) and y.max() < 1 << 15):  # nor for NaN
             raise ModelError("the model gives latents that are out of range")
-        z = self.side_information(y, quality)
+        z = self.side_information(y, quality) if side is None else side
         put(z.ravel(), np.full(len(z), z[0].size, np.int64), self.z_tables(quality))
         exact = torch.from_numpy(y).flatten(1)
         steps = torch.from_numpy(self.steps[quality - 1][:, None]).float()
@@ -438,18 +445,21 @@ class Hyperprior:
 
         return self.run(z, quality, y.shape[1], y.shape[2], code)
 
-    def encode(self, y: npt.NDArray[np.float32], quality: int) -> bytes:
-        """The payload of latents M×h×w. Raises `ModelError` when they are out of range."""
+    def encode(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> bytes:
+        """The payload of latents M×h×w, with side information of one's own choice or, for None, that of `side_information`.
+
+        Raises `ModelError` when they are out of range.
+        """
         writer = Writer()
-        self._coded(y, quality, writer.put)
+        self._coded(y, quality, side, writer.put)
         return writer.close()
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """What `decode` will return for the payload of latents M×h×w."""
-        return self._coded(y, quality, lambda symbols, counts, tables: None)
+        return self._coded(y, quality, None, lambda symbols, counts, tables: None)
 
-    def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:
-        """The code lengths -Σ log2 P of side information and latents."""
+    def trial(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> tuple[tuple[float, float], Symbols]:
+        """The code lengths -Σ log2 P of side information and latents, and what `quantise` returns."""
         parts: list[float] = []
 
         def put(symbols: Symbols, counts: Integers, tables: Tables) -> None:
@@ -457,8 +467,12 @@ class Hyperprior:
             split = [symbols[stop - count : stop] for stop, count in zip(stops, counts, strict=True)]
             parts.append(float(tables.bits(split).sum()))
 
-        self._coded(y, quality, put)
-        return parts[0], sum(parts[1:])
+        latents = self._coded(y, quality, side, put)
+        return (parts[0], sum(parts[1:])), latents
+
+    def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:
+        """The code lengths of side information and latents alone."""
+        return self.trial(y, quality)[0]
 
     # The decoder
 

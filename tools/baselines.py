@@ -146,9 +146,9 @@ def _warm(model: str, quality: int) -> Model:
     return loaded
 
 
-def _rdae_encode(image: Pixels, value: Setting, *, models: dict[str, str]) -> bytes:
+def _rdae_encode(image: Pixels, value: Setting, *, models: dict[str, str], effort: int = 0) -> bytes:
     model, quality = _chosen(value, models)
-    return model.encode(image, quality)
+    return model.encode(image, quality, effort)
 
 
 def _rdae_decode(data: bytes, value: Setting, *, models: dict[str, str]) -> Pixels:
@@ -199,6 +199,13 @@ def rdae(models: Sequence[str] = (), qualities: Sequence[int] = ()) -> list[Code
             limits = (1, model.qualities)
             curves.append(Codec(f"rdae-{model.name}", f"rdae {model.name}", settings, library, "quality", ladder, encode, decode, limits))
     return curves
+
+
+def with_effort(plain: Codec, effort: int) -> Codec:
+    """An rdae codec whose encoder searches."""
+    assert isinstance(plain.encode, partial)
+    encode = partial(plain.encode.func, **plain.encode.keywords, effort=effort)
+    return replace(plain, key=f"{plain.key}-effort-{effort}", name=f"{plain.name}, effort {effort}", encode=encode)
 
 
 def with_ladder(codec_: Codec, ladder: Sequence[Setting]) -> Codec:

@@ -1,0 +1,105 @@
+"""The entropy models as functions with gradients, for the encoder's search.
+
+What is coded, and how, is decided in integers (`codec/factorized.py`, `codec/hyperprior.py`). Here the same networks run in single
+precision, and symbols cost what the coding tables say, on lines between them (`codec/costs.py`). No decoder sees these rates.
+
+Both are called with latents and a function that stands in for rounding. The side information of profile 2 is in units of its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from codec.costs import Costs
+from codec.factorized import Factorized
+from codec.frozen import STEP_BITS
+from codec.hyperprior import BITS, LOWEST_OCTAVE, PER_OCTAVE, TABLES, Hyperprior, places
+
+Relax = Callable[[Tensor], Tensor]
+
+
+class SoftFactorized:
+    """Profile 1: one table for each channel."""
+
+    def __init__(self, entropy: Factorized, quality: int) -> None:
+        self.step = _column(entropy.steps[quality - 1] / (1 << STEP_BITS))
+        """M×1×1."""
+        self._costs = Costs(entropy.tables(quality))
+        self._channels = torch.arange(len(self.step))[:, None, None]
+
+    def __call__(self, y: Tensor, side: Tensor | None, relax: Relax) -> tuple[Tensor, Tensor]:
+        """Bits of latents 1×M×h×w, and the decoded latents, of the same shape."""
+        symbols = relax(y / self.step)
+        return self._costs.between(symbols, self._channels.expand(symbols.shape)).sum(), symbols * self.step
+
+
+class SoftHyperprior:
+    """Profile 2: what `Hyperprior.run` computes."""
+
+    def __init__(self, entropy: Hyperprior, quality: int) -> None:
+        self.step = _column(entropy.steps[quality - 1] / (1 << STEP_BITS))
+        """M×1×1."""
+        self.side_step = _column(entropy.z_steps[quality - 1] / (1 << STEP_BITS))
+        """Cz×1×1."""
+        self._spread = _column(2.0**entropy.spread)
+        self._known = _column(entropy.spread - LOWEST_OCTAVE - entropy.log2_steps[quality - 1] / (1 << BITS))
+        self._weights = entropy.float_weights()
+        self._features_bias = _column(self._weights["features_bias"][quality - 1])
+        self._sizes = entropy.sizes
+        self._costs, self._side_costs = Costs(entropy.tables), Costs(entropy.z_tables(quality))
+        self._channels = torch.arange(len(self.side_step))[:, None, None]
+
+    def __call__(self, y: Tensor, side: Tensor, relax: Relax) -> tuple[Tensor, Tensor]:
+        """Bits of latents 1×M×h×w and side information 1×Cz×⌈h/4⌉×⌈w/4⌉, and the decoded latents 1×M×h×w."""
+        symbols = relax(side)
+        bits = self._side_costs.between(symbols, self._channels.expand(symbols.shape)).sum()
+        middle = functional.pixel_shuffle(torch.relu(self._convolved("hyper_synthesis.conv1", symbols * self.side_step)), 2)
+        features = functional.pixel_shuffle(self._convolved("hyper_synthesis.conv2", middle), 2)[:, :, : y.shape[2], : y.shape[3]]
+        features = torch.relu(features + self._features_bias)
+        decoded = y[:, :0]
+        for k, (start, size) in enumerate(zip(self._sizes.starts, self._sizes.slices, strict=True)):
+            own = slice(start, start + size)
+            common = self._convolved(f"slices.{k}.features", features)
+            if k:
+                common = common + self._convolved(f"slices.{k}.context", self._shown(decoded / self._spread[:start]))
+            count = self._sizes.turns_of(k)
+            symbols, mean, table = (torch.zeros_like(y[:, own]) for _ in range(3))
+            for turn in range(count):
+                known = (symbols * self.step[own] + mean) / self._spread[own]
+                here = torch.zeros(y.shape[2:], dtype=torch.bool)
+                here[places(count, turn, y.shape[2], y.shape[3])] = True
+                m, t = self._means_and_tables(k, turn, common, known)
+                m, t = m * self._spread[own], t + self._known[own]
+                mean, table = torch.where(here, m, mean), torch.where(here, t, table)
+                symbols = torch.where(here, relax((y[:, own] - m) / self.step[own]), symbols)
+            # Where the exact model takes the nearest table, this one is between two.
+            bits = bits + self._costs.between(symbols, (table * PER_OCTAVE).clamp(0, TABLES - 1)).sum()
+            decoded = torch.cat([decoded, symbols * self.step[own] + mean], dim=1)
+        return bits, decoded
+
+    def _means_and_tables(self, k: int, turn: int, common: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and log2 σ of a slice's latents, in units of their spread, of which the places of the turn are meant."""
+        h = common + self._convolved(f"slices.{k}.own.{turn - 1}", self._shown(known)) if turn else common
+        out = self._convolved(f"slices.{k}.last", torch.relu(self._convolved(f"slices.{k}.hidden", torch.relu(h))))
+        if turn and self._sizes.fine(k):
+            out = out + self._convolved(f"slices.{k}.direct.{turn - 1}", known)
+        mean, octave = out.chunk(2, dim=1)
+        return mean, octave
+
+    def _shown(self, y: Tensor) -> Tensor:
+        return torch.cat([y, y.abs()], dim=1) if self._sizes.views == 2 else y
+
+    def _convolved(self, name: str, x: Tensor) -> Tensor:
+        """A convolution with zeros beyond the edges."""
+        weight = self._weights[f"{name}.weight"]
+        return functional.conv2d(x, weight, self._weights.get(f"{name}.bias"), padding=weight.shape[2] // 2)
+
+
+def _column(values: Any) -> Tensor:
+    """C numbers as C×1×1."""
+    return torch.as_tensor(values).float()[:, None, None]
