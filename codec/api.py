@@ -50,6 +50,7 @@ def compress(
     tile: int | None = None,
     jobs: int = 1,
     precision: str = "auto",
+    effort: int = 0,
 ) -> bytes:
     """The bytes of an `.rdae` file that holds an image; they are also written to `output`, where one is given.
 
@@ -60,7 +61,8 @@ def compress(
     `quality` runs from 1, the smallest file, to the number of qualities that the model has; None is the model's default. In its
     stead, `bpp` asks for the rate nearest to so many bits per pixel, `size` for the best in at most so many bytes, `psnr` for the
     smallest with at least so many dB; an `RdaeWarning` says when that is out of the model's reach. `tile` is the side of the tiles
-    in pixels (128, 256, 512 or 1024, the default; 0 for none), `jobs` the number of threads; `precision` is as in `load`.
+    in pixels (128, 256, 512 or 1024, the default; 0 for none), `jobs` the number of threads; `precision` is as in `load`. `effort`, 0…9, is
+    how long the encoder searches for a better stream: 0 not at all.
 
     Raises `ImageError`, `DimensionsError`, `ModelError`.
     """
@@ -70,7 +72,9 @@ def compress(
     picture = _picture(image, strict, frame)
     keep = (bpp, size, psnr) != (None, None, None)
     side = tiles.TILE if tile is None else tile
-    prepared = encoder.Encoder(load(model, precision), picture.stripped() if strip else picture, tile=side, jobs=jobs, keep=keep)
+    prepared = encoder.Encoder(
+        load(model, precision), picture.stripped() if strip else picture, tile=side, jobs=jobs, keep=keep, effort=effort
+    )
     coded = rate.encode(prepared, quality=quality, bpp=bpp, size=size, psnr=psnr)
     if coded.note:
         warnings.warn(coded.note, RdaeWarning, stacklevel=2)

@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     rate.add_argument("--bpp", type=float, metavar="TARGET", help="the quality nearest to so many bits per pixel, the whole file counted")
     rate.add_argument("--size", type=_bytes, metavar="BYTES", help="the best quality in at most so many bytes (also 50k, 2M)")
     rate.add_argument("--psnr", type=float, metavar="TARGET", help="the smallest file with at least so many dB")
+    compress.add_argument("--effort", type=int, default=0, metavar="N", help="0 (default) to 9")
     compress.add_argument("--verify", action="store_true", help="decode the file again and print its PSNR")
     compress.add_argument("--tile", type=int, metavar="N", help="tiles of 128, 256, 512 or 1024 (the default) pixels, 0 for none")
     compress.add_argument("--frame", type=int, metavar="N", help="which one to take of several frames or pages, from 0")

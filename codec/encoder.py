@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,23 +21,35 @@ if TYPE_CHECKING:
     from codec.model import Model
 
 Progress = Callable[[int, int], None]
-"""Called with how many windows are done and how many there are."""
+"""Called with how many windows are done, or with effort how many steps of the search, and how many there are."""
+MOST_EFFORT: Final = 9
 
 
 class Encoder:
     """One picture, to be coded with one model at any of its qualities."""
 
     def __init__(
-        self, model: Model, picture: Picture, *, tile: int = tiles.TILE, jobs: int = 1, keep: bool = False, progress: Progress | None = None
+        self,
+        model: Model,
+        picture: Picture,
+        *,
+        tile: int = tiles.TILE,
+        jobs: int = 1,
+        keep: bool = False,
+        progress: Progress | None = None,
+        effort: int = 0,
     ) -> None:
         """`tile` is the side of the tiles in pixels, 0 for none; an image that fits into one is not tiled.
 
         `keep` holds on to the latents (3 bytes for each pixel, with 192 channels), so that they are analysed only once. `jobs` is the
-        number of threads. Raises `ImageError` for an impossible side, `DimensionsError` for too large a picture.
+        number of threads. `effort`, 0…9, is how long to search for a better stream at each quality; 0 is not at all.
+        Raises `ImageError` for an impossible side or effort, `DimensionsError` for too large a picture.
         """
         container.check_dimensions(picture.width, picture.height)
         if tile and (tiles.TILE % tile or tile < container.MIN_TILE):
             raise ImageError(f"tiles can be 128, 256, 512 or 1024 pixels wide, or 0 for none; not {tile}")
+        if not 0 <= effort <= MOST_EFFORT:
+            raise ImageError(f"effort runs from 0 to {MOST_EFFORT}; not {effort}")
         self.model = model
         self.picture = picture
         self.jobs = jobs
@@ -49,6 +61,8 @@ class Encoder:
         self._size = tiles.latents_of(picture.height, picture.width)
         self._windows = list(itertools.chain(*tiles.grid(*self._size, tiles.WINDOW)))
         self._other_chunks = _other_chunks(picture)
+        self._effort = effort
+        self._found: dict[int, dict[Box, bytes]] = {}
 
     def _latents(self) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
         """Windows and their latents M×h×w before quantisation."""
@@ -58,7 +72,7 @@ class Encoder:
         results = tiles.ordered(lambda box: self.model.analyse_window(self._pixels, box), self._windows, self.jobs)
         kept = []
         for done, (box, y) in enumerate(zip(self._windows, results, strict=True), 1):
-            if self.progress:
+            if self.progress and not self._effort:
                 self.progress(done, len(self._windows))
             if self._keep:
                 kept.append(y)
@@ -78,22 +92,49 @@ class Encoder:
                 place = Box(box.top + part.top, box.left + part.left, box.top + part.bottom, box.left + part.right)
                 yield place, np.ascontiguousarray(y[:, part.slices[0], part.slices[1]])
 
+    def _payloads(self, quality: int) -> dict[Box, bytes]:
+        """The tiles as they are coded. What was searched for is kept, so that each quality is searched once."""
+        entropy = self.model.entropy
+        if not self._effort:
+            return {box: entropy.encode(y, quality) for box, y in self._tiles()}
+        if quality not in self._found:
+            from codec.search import Search
+
+            done, steps = itertools.count(1), 0
+
+            def tick() -> None:
+                if self.progress:
+                    self.progress(next(done), steps)
+
+            search = Search(self.model, self._pixels, self.picture.alpha, self._effort, tick)
+            steps = sum(search.steps(box) for row in tiles.grid(*self._size, self._tile // STRIDE or max(self._size)) for box in row)
+
+            def found(tile: tuple[Box, npt.NDArray[np.float32]]) -> tuple[Box, bytes]:
+                box, y = tile
+                better, side = search.tile(box, y, quality)
+                return box, entropy.encode(better, quality, side)
+
+            self._found[quality] = dict(tiles.ordered(found, self._tiles(), self.jobs))
+        return self._found[quality]
+
     def encode(self, quality: int) -> bytes:
         """The whole stream at a quality."""
-        entropy = self.model.entropy
-        payloads = {(box.top, box.left): entropy.encode(y, quality) for box, y in self._tiles()}
+        payloads = self._payloads(quality)
         # Tiles come window by window, and are stored row by row.
-        ordered = [payloads[place] for place in sorted(payloads)]
+        ordered = [payloads[box] for box in sorted(payloads, key=lambda box: (box.top, box.left))]
         chunk = (container.TILES, container.pack_tiles(ordered, self._tile)) if self._tile else (container.LATENTS, ordered[0])
         mode = container.GREY if self.picture.grey else container.RGB
-        stream = container.Stream(
-            self.model.hash, quality, self.picture.width, self.picture.height, (chunk, *self._other_chunks), entropy.profile, mode
-        )  # fmt: skip
+        model, width, height = self.model, self.picture.width, self.picture.height
+        stream = container.Stream(model.hash, quality, width, height, (chunk, *self._other_chunks), model.entropy.profile, mode)
         return container.write(stream)
 
     def symbols(self, quality: int) -> Symbols:
         """The decoded latents M×h×w of the whole picture."""
         out = np.empty((self.model.latents, *self._size), np.int32)
+        if self._effort:
+            for box, payload in self._payloads(quality).items():
+                out[:, box.slices[0], box.slices[1]] = self.model.entropy.decode(payload, quality, box.height, box.width)
+            return out
         for box, y in self._tiles():
             out[:, box.slices[0], box.slices[1]] = self.model.entropy.quantise(y, quality)
         return out

@@ -44,13 +44,18 @@ class Factorized:
             symbols[first:last] = np.rint(scaled, out=scaled)
         return symbols
 
-    def encode(self, y: npt.NDArray[np.float32], quality: int) -> bytes:
-        """The payload of latents M×h×w. Raises `ModelError` when they are out of range."""
+    def encode(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> bytes:
+        """The payload of latents M×h×w; there is no side information. Raises `ModelError` when they are out of range."""
         return coder.encode(self.quantise(y, quality), self.tables(quality))
 
+    def trial(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> tuple[tuple[float, float], Symbols]:
+        """The code lengths -Σ log2 P of side information, of which there is none, and of latents M×h×w, and what `quantise` returns."""
+        symbols = self.quantise(y, quality)
+        return (0.0, float(self.tables(quality).bits(symbols).sum())), symbols
+
     def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:
-        """The code lengths -Σ log2 P of side information, of which there is none, and of latents M×h×w."""
-        return 0.0, float(self.tables(quality).bits(self.quantise(y, quality)).sum())
+        """The code lengths alone."""
+        return self.trial(y, quality)[0]
 
     def check_length(self, data: bytes, quality: int, height: int, width: int) -> None:
         """Raises `FormatError` when a payload is too short for latents M×h×w."""

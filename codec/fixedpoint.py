@@ -60,6 +60,14 @@ class Layer:
         self._scale = 2.0**-shift
         self._lowest = 0 if rectify else -LIMIT
 
+    def real(self) -> tuple[list[Tensor], Tensor]:
+        """The weights O×I×k×k for each map and the bias O as the real numbers that they stand for, single precision."""
+        weights = []
+        for taps in self._taps:
+            side = 1 if len(taps) == 1 else 3
+            weights.append((torch.stack(taps, dim=-1).unflatten(-1, (side, side)) * self._scale).float())
+        return weights, ((self._bias[:, 0] * self._scale - 0.5) / (1 << BITS)).float()
+
     def __call__(self, maps: Sequence[Tensor], pitch: int = 0) -> Tensor:
         """O×N from a float64 map for each weight: I×N for a 1×1 kernel, flat I × N + 2·pitch + 2 for 3×3, rows `pitch` long."""
         out: Tensor | None = None

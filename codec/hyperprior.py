@@ -47,6 +47,7 @@ BAND: Final = 512
 """Positions that the slices' networks work on at a time: few enough for the cache, and for memory with the largest images."""
 LATENT_LIMIT: Final = (1 << 31) - 1
 Integers = npt.NDArray[np.int64]
+Real = tuple[list[Tensor], Tensor]
 Code = Callable[[int, Integers, npt.NDArray[np.uint8]], Symbols]
 """Called with the number of a slice, its means S×h×w and tables S×h×w; returns its symbols S×h×w."""
 
@@ -242,22 +243,32 @@ class Hyperprior:
 
     # The encoder
 
+    def real_layers(self) -> tuple[list[Real], list[list[Real]]]:
+        """Weights and biases, as real numbers, of the two layers behind z and of the three of each slice."""
+        return [layer.real() for layer in self._synthesis], [[layer.real() for layer in layers] for layers in self._slices]
+
     @torch.inference_mode()
-    def side_information(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
-        """Symbols Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w. Raises `ModelError` when they are out of range."""
+    def real_side_information(self, y: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """The side information Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w before it is quantised."""
         a = self._analysis
         with torch.autocast("cpu", enabled=False):
             x = torch.from_numpy(y)[None].float().contiguous(memory_format=torch.channels_last)
             x = torch.relu_(functional.conv2d(x, a["conv1.weight"], a["conv1.bias"], padding=1))
             x = torch.relu_(functional.conv2d(x, a["conv2.weight"], a["conv2.bias"], stride=2, padding=2))
             z = functional.conv2d(x, a["conv3.weight"], stride=2, padding=2)[0].double().numpy()
-        return _rounded(z * ((1 << STEP_BITS) / self.z_steps[quality - 1])[:, None, None])
+        return np.asarray(z)
 
-    def _coded(self, y: npt.NDArray[np.float32], quality: int, put: Callable[[Symbols, Integers, Tables], None]) -> Symbols:
+    def side_information(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
+        """Symbols Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w. Raises `ModelError` when they are out of range."""
+        return _rounded(self.real_side_information(y) * ((1 << STEP_BITS) / self.z_steps[quality - 1])[:, None, None])
+
+    def _coded(
+        self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None, put: Callable[[Symbols, Integers, Tables], None]
+    ) -> Symbols:
         """Decoded latents of y; `put` gets each section's symbols in the order of the stream, their number for each table, the tables."""
         if not np.isfinite(y).all() or abs(y).max() >= 1 << 15:
             raise ModelError("the model gives latents that are out of range")
-        z = self.side_information(y, quality)
+        z = self.side_information(y, quality) if side is None else side
         put(z.ravel(), np.full(len(z), z[0].size, np.int64), self.z_tables(quality))
         exact = y.astype(np.float64) * (1 << STEP_BITS)
 
@@ -270,18 +281,21 @@ class Hyperprior:
 
         return self.run(z, quality, y.shape[1], y.shape[2], code)
 
-    def encode(self, y: npt.NDArray[np.float32], quality: int) -> bytes:
-        """The payload of latents M×h×w. Raises `ModelError` when they are out of range."""
+    def encode(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> bytes:
+        """The payload of latents M×h×w, with side information of one's own choice or, for None, that of `side_information`.
+
+        Raises `ModelError` when they are out of range.
+        """
         writer = Writer()
-        self._coded(y, quality, writer.put)
+        self._coded(y, quality, side, writer.put)
         return writer.close()
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """What `decode` will return for the payload of latents M×h×w."""
-        return self._coded(y, quality, lambda symbols, counts, tables: None)
+        return self._coded(y, quality, None, lambda symbols, counts, tables: None)
 
-    def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:
-        """The code lengths -Σ log2 P of side information and latents."""
+    def trial(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> tuple[tuple[float, float], Symbols]:
+        """The code lengths -Σ log2 P of side information and latents, and what `quantise` returns."""
         parts: list[float] = []
 
         def put(symbols: Symbols, counts: Integers, tables: Tables) -> None:
@@ -289,8 +303,12 @@ class Hyperprior:
             split = [symbols[stop - count : stop] for stop, count in zip(stops, counts, strict=True)]
             parts.append(float(tables.bits(split).sum()))
 
-        self._coded(y, quality, put)
-        return parts[0], sum(parts[1:])
+        latents = self._coded(y, quality, side, put)
+        return (parts[0], sum(parts[1:])), latents
+
+    def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:
+        """The code lengths -Σ log2 P of side information and latents."""
+        return self.trial(y, quality)[0]
 
     # The decoder
 

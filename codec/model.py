@@ -128,7 +128,7 @@ class Model:
             self._others[precision] = other
         return self._others[precision]
 
-    def _lambda_at(self, quality: int) -> float:
+    def lambda_at(self, quality: int) -> float:
         """The λ that a quality was trained for; 0 where the model does not say."""
         lambdas = self.metadata.get("lambdas")
         if not isinstance(lambdas, list) or not lambdas or not all(isinstance(v, float) and v > 0 for v in lambdas):
@@ -163,24 +163,27 @@ class Model:
 
     def synthesise_window(self, symbols: Symbols, quality: int, inner: Box, grey: bool = False) -> Pixels:
         """The pixels 16h×16w×3 uint8 (grey: 16h×16w) of a box in a window of decoded latents M×H×W that includes the box's halo."""
-        y = torch.from_numpy(self.entropy.dequantise(symbols, quality))
+        return self.restore_window(self.entropy.dequantise(symbols, quality), quality, inner, grey)
+
+    def restore_window(self, y: npt.NDArray[np.float32], quality: int, inner: Box, grey: bool = False) -> Pixels:
+        """The same of latents that are real numbers."""
         # Where steps are fine, rounding to bf16 would cost the picture more than hundredths of a decibel.
-        exact = self.choice == "auto" and self.precision != "fp32" and self._lambda_at(quality) > FINE_LAMBDA
+        exact = self.choice == "auto" and self.precision != "fp32" and self.lambda_at(quality) > FINE_LAMBDA
         owner = self.in_precision("fp32") if exact else self
-        return np.asarray(owner._transforms.synthesise(y, *inner.slices, grey).numpy())
+        return np.asarray(owner._transforms.synthesise(torch.from_numpy(y), *inner.slices, grey).numpy())
 
     def synthesise(self, symbols: Symbols, quality: int, height: int, width: int) -> Pixels:
         """The image height×width×3 uint8 of decoded latents M×h×w."""
         whole = Box(0, 0, height, width)
         return decoder.render(self, lambda box: symbols[:, box.slices[0], box.slices[1]], quality, whole, whole)
 
-    def encode(self, image: Pixels, quality: int | None = None) -> bytes:
-        """A whole `.rdae` stream of an image: RGB H×W×3, grey H×W, or either with an alpha channel, uint8.
+    def encode(self, image: Pixels, quality: int | None = None, effort: int = 0) -> bytes:
+        """A whole `.rdae` stream of an image: RGB H×W×3, grey H×W, or either with an alpha channel, uint8; `effort` as in `Encoder`.
 
         Raises `ImageError` for an array of another kind, `DimensionsError` for too large a one, `ModelError` for a quality that
         the model does not have.
         """
-        return encoder.Encoder(self, pictures.from_array(image)).encode(self.check_quality(quality))
+        return encoder.Encoder(self, pictures.from_array(image), effort=effort).encode(self.check_quality(quality))
 
     def decode_latents(self, stream: container.Stream) -> Symbols:
         """The decoded latents M×h×w of a parsed stream, integers: exactly those that the encoder rounded to, on any machine.

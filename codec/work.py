@@ -44,6 +44,7 @@ class Options:
     """Threads for one file."""
     max_pixels: int | None = None
     precision: str = "auto"
+    effort: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,13 @@ def compress(source: Path, target: Path, options: Options) -> Done:
     from codec.tiles import TILE
 
     model = models.load(options.model, options.precision)
-    progress = Progress(source.name, "windows")
+    progress = Progress(source.name, "steps" if options.effort else "windows")
     searching = (options.bpp, options.size, options.psnr) != (None, None, None)
     tile = TILE if options.tile is None else options.tile
     try:
-        encoder = Encoder(model, picture, tile=tile, jobs=options.jobs, keep=searching or options.verify, progress=progress)
+        encoder = Encoder(
+            model, picture, tile=tile, jobs=options.jobs, keep=searching or options.verify, progress=progress, effort=options.effort
+        )
         coded = rate.encode(encoder, quality=options.quality, bpp=options.bpp, size=options.size, psnr=options.psnr)
     except ImageError as error:
         raise ImageError(f"{_name(source)}: {error}") from error

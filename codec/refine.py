@@ -1,0 +1,123 @@
+"""Latents made better for one image, by gradients through the synthesis and the entropy model.
+
+What training minimises over all images on average, bits + λ·255²·MSE for each pixel, is minimised again over the latents of one image
+(Campos et al. 2019; Yang, Bamler, Mandt 2020, "Improving inference for neural image compression"). In the place of rounding stands
+
+    s_α(x) = ⌊x⌋ + ½ + tanh(α(x - ⌊x⌋ - ½)) / (2 tanh(α/2))              (Agustsson and Theis 2020, eq. 17)
+
+which is nearly x for small α and nearly round(x) for a large one. α grows as the search goes on, so that latents settle on the integers
+little by little, each knowing what the rounding of the others did to the picture; errors of rounding come to cancel each other where the
+synthesis adds them up. There is no chance in it: the same image gives the same latents.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from codec.inference import LUMA, PRECISIONS
+from codec.soft import Relax, SoftFactorized, SoftHyperprior
+
+if TYPE_CHECKING:
+    from codec.model import Model
+
+FIRST_ALPHA: Final = 1.0
+LAST_ALPHA: Final = 14.0
+LAST_RATE: Final = 0.05
+"""The learning rate falls to this part of what it began with."""
+BETAS: Final = (0.9, 0.99)
+Synthesis = Callable[[Tensor], Tensor]
+
+
+def synthesiser(model: Model) -> Synthesis:
+    """The synthesis with gradients: latents 1×M×h×w to pixels 1×3×16h×16w on 0…255, which may leave that range a little.
+
+    It computes in the model's precision, so that bf16 halves the time where the processor has it.
+    """
+    precision = PRECISIONS[model.precision]
+    network = copy.deepcopy(model.synthesis[:-1]).to(precision).to(memory_format=torch.channels_last)
+    centre = model.synthesis[-1]
+    return lambda y: 255 * centre(network(y.to(precision, memory_format=torch.channels_last)).float())
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the latents that are searched for are to look like, and what lies around them."""
+
+    pixels: Tensor
+    """1×3×16H×16W on 0…255, or 1×1×16H×16W for a grey picture."""
+    weight: Tensor
+    """1×1×16H×16W: one where a pixel counts, zero where it does not."""
+    around: Tensor
+    """1×M×H×W, latents; those outside of `rows` and `columns` stay."""
+    rows: slice
+    columns: slice
+
+    def distortion(self, decoded: Tensor, synthesise: Synthesis) -> Tensor:
+        """The squared error, a mean over colours and a sum over pixels, with decoded latents 1×M×h×w in their place."""
+        y = decoded
+        if decoded.shape != self.around.shape:
+            y = self.around.clone()
+            y[:, :, self.rows, self.columns] = decoded
+        x = synthesise(y)
+        if self.pixels.shape[1] == 1:
+            x = (x * torch.tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+        return ((x - self.pixels).square() * self.weight).sum() / self.pixels.shape[1]
+
+
+def refine(
+    y: Tensor,
+    side: Tensor | None,
+    entropy: SoftFactorized | SoftHyperprior,
+    scene: Scene,
+    synthesise: Synthesis,
+    weight: float,
+    iterations: int,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor | None]:
+    """Better latents 1×M×h×w and side information (in units of its steps), both still to be rounded.
+
+    They minimise bits + weight · squared error by so many steps of Adam, in units of the quantiser's steps; `tick` is called after each.
+    """
+    rate = first_rate(iterations)
+    start = [y / entropy.step] + ([] if side is None else [side])
+    values = [value.clone().requires_grad_() for value in start]
+    moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
+    for step in range(1, iterations + 1):
+        progress = (step - 1) / iterations
+        relax = soft_rounding(FIRST_ALPHA * (LAST_ALPHA / FIRST_ALPHA) ** progress)
+        bits, decoded = entropy(values[0] * entropy.step, values[1] if side is not None else None, relax)  # type: ignore[arg-type]
+        loss = bits + weight * scene.distortion(decoded, synthesise)
+        gradients = torch.autograd.grad(loss, values)
+        length = rate * max(LAST_RATE, 0.5 + 0.5 * math.cos(math.pi * progress))
+        with torch.no_grad():
+            for value, gradient, (first, second) in zip(values, gradients, moments, strict=True):
+                # Kingma, Ba 2015, algorithm 1.
+                first.lerp_(gradient, 1 - BETAS[0])
+                second.lerp_(gradient.square(), 1 - BETAS[1])
+                size = (second / (1 - BETAS[1] ** step)).sqrt_().add_(1e-8)
+                value.addcdiv_(first, size, value=-length / (1 - BETAS[0] ** step))
+        tick()
+    found = [value.detach() for value in values]
+    return found[0] * entropy.step, found[1] if side is not None else None
+
+
+def first_rate(iterations: int) -> float:
+    """The learning rate to begin with, in quantiser's steps: few steps must be long ones."""
+    return min(0.1, 0.2 / math.sqrt(iterations))
+
+
+def soft_rounding(alpha: float) -> Relax:
+    """The function s_α."""
+
+    def relax(x: Tensor) -> Tensor:
+        low = torch.floor(x).detach() + 0.5
+        return low + torch.tanh((x - low) * alpha) * (0.5 / math.tanh(alpha / 2))
+
+    return relax

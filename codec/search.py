@@ -1,0 +1,157 @@
+"""The encoder's search for latents that cost less and show more: `--effort`. Neither the stream's format nor its decoder know of it.
+
+An effort is a number of gradient steps (`codec/refine.py`) over the latents of each tile, window by window, so that memory stays bounded.
+In the end, what was found is coded by the exact entropy model and synthesised as a decoder does it, and is kept only if
+bits + λ·255²·MSE for each pixel, λ being what the quality was trained for, is below that of the latents as the analysis gives them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from codec import refine, tiles
+from codec.coder import Symbols
+from codec.errors import ModelError
+from codec.hyperprior import Hyperprior
+from codec.soft import SoftFactorized, SoftHyperprior
+from codec.tiles import Box
+from codec.transforms import STRIDE
+
+if TYPE_CHECKING:
+    from codec.model import Model
+
+ITERATIONS: Final = (0, 3, 5, 8, 12, 18, 27, 40, 60, 90)
+"""Gradient steps of each effort."""
+Latents = npt.NDArray[np.float32]
+
+
+class Search:
+    """The search for one picture, at any quality."""
+
+    def __init__(
+        self,
+        model: Model,
+        pixels: npt.NDArray[np.uint8],
+        alpha: npt.NDArray[np.uint8] | None,
+        effort: int,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`pixels` H×W×3 or, grey, H×W; those with `alpha` (H×W) zero do not count. `tick` is called after each of the `steps`."""
+        self._model = model
+        self._pixels = pixels
+        self._alpha = alpha
+        self._iterations = ITERATIONS[effort]
+        self._tick = tick
+        # Latents around a window that are searched with it and then dropped; side information has one position to 4×4.
+        self._margin = 4 * -(-model.halos[1] // 4)
+        self._whole = Box(0, 0, *tiles.latents_of(*pixels.shape[:2]))
+        self._synthesise = refine.synthesiser(model)
+        self._soft: dict[int, SoftFactorized | SoftHyperprior] = {}
+
+    def steps(self, box: Box) -> int:
+        """How many gradient steps a tile takes."""
+        return self._iterations * sum(map(len, tiles.grid(box.height, box.width, tiles.WINDOW)))
+
+    def _entropy(self, quality: int) -> SoftFactorized | SoftHyperprior:
+        if quality not in self._soft:
+            exact = self._model.entropy
+            self._soft = {quality: SoftHyperprior(exact, quality) if isinstance(exact, Hyperprior) else SoftFactorized(exact, quality)}
+        return self._soft[quality]
+
+    def tile(self, box: Box, y: Latents, quality: int) -> tuple[Latents, Symbols | None]:
+        """Latents M×h×w, still to be rounded, and side information (None: what follows from them) for a tile with latents y.
+
+        Raises `ModelError` when the model does not say what λ its qualities were trained for, or gives latents that are out of range.
+        """
+        weight = self._model.lambda_at(quality)
+        if not weight:
+            raise ModelError(f"model {self._model.name} does not say its λ, without which there is nothing to search for")
+        # What lies around the tile; other tiles' latents are taken as they are before rounding.
+        context = box.grown(2 * self._margin, self._whole)
+        around = y
+        if context != box:
+            around = self._model.analyse_window(self._pixels, context)
+            place = box.seen_from(context)
+            around[:, place.slices[0], place.slices[1]] = y
+        found, side = self._refined(box, context, around, y, quality, weight)
+        before = self._cost(box, context, around, y, None, quality, weight)
+        after = self._cost(box, context, around, found, side, quality, weight)
+        return (found, side) if after < before else (y, None)
+
+    def _refined(self, box: Box, context: Box, around: Latents, y: Latents, quality: int, weight: float) -> tuple[Latents, Symbols | None]:
+        """What the gradients find."""
+        soft = self._entropy(quality)
+        found = np.empty_like(y)
+        side = sides = None
+        if isinstance(soft, SoftHyperprior):
+            assert isinstance(self._model.entropy, Hyperprior)
+            sides = torch.from_numpy(self._model.entropy.real_side_information(y)).float() / soft.side_step
+            side = np.empty(sides.shape, np.int32)
+        extent = Box(0, 0, box.height, box.width)
+        for part in itertools.chain(*tiles.grid(box.height, box.width, tiles.WINDOW)):
+            # From here on: `part` is what is wanted, `seen` what is searched, both in the tile; `frame` what is synthesised, in the image.
+            seen = part.grown(self._margin, extent)
+            place = Box(box.top + seen.top, box.left + seen.left, box.top + seen.bottom, box.left + seen.right)
+            frame = place.grown(2 * self._margin, self._whole)
+            coarse, own = seen.around(4), part.around(4)
+            y_found, side_found = refine.refine(
+                torch.from_numpy(y[:, seen.slices[0], seen.slices[1]])[None],
+                None if sides is None else sides[None, :, coarse.slices[0], coarse.slices[1]],
+                soft,
+                self._scene(frame, place, around[:, frame.seen_from(context).slices[0], frame.seen_from(context).slices[1]]),
+                self._synthesise,
+                weight,
+                self._iterations,
+                self._tick,
+            )
+            inner = part.seen_from(seen).slices
+            found[:, part.slices[0], part.slices[1]] = y_found[0, :, inner[0], inner[1]].numpy()
+            if side is not None and side_found is not None:
+                inner = own.seen_from(coarse).slices
+                side[:, own.slices[0], own.slices[1]] = np.rint(side_found[0, :, inner[0], inner[1]].numpy())
+        return found, side
+
+    def _scene(self, frame: Box, place: Box, around: Latents) -> refine.Scene:
+        """The pixels of a frame, of which those count that can be seen and that no latent beyond the frame has a part in."""
+        pixels = torch.from_numpy(tiles.mirrored(self._pixels, frame * STRIDE).astype(np.float32))
+        pixels = (pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels[None])[None]
+        weight = self._weight(frame, place.grown(self._margin, self._whole))
+        inner = place.seen_from(frame).slices
+        return refine.Scene(pixels, torch.from_numpy(weight)[None, None], torch.from_numpy(around.copy())[None], *inner)
+
+    def _weight(self, frame: Box, counted: Box) -> npt.NDArray[np.float32]:
+        """16H×16W of a frame: one for each pixel of the image that is not fully transparent, in the box that counts; else zero."""
+        weight = np.zeros((frame.height * STRIDE, frame.width * STRIDE), np.float32)
+        height, width = self._pixels.shape[:2]
+        visible = counted * STRIDE & Box(0, 0, height, width)
+        rows, columns = visible.seen_from(frame * STRIDE).slices
+        weight[rows, columns] = 1 if self._alpha is None else self._alpha[visible.slices] > 0
+        return weight
+
+    def _cost(self, box: Box, context: Box, around: Latents, y: Latents, side: Symbols | None, quality: int, weight: float) -> float:
+        """Bits + weight · squared error of a tile, both as they will be: by the exact tables, and in pixels of eight bits."""
+        entropy = self._model.entropy
+        bits, latents = entropy.trial(y, quality, side)
+        decoded = around.copy()
+        place = box.seen_from(context).slices
+        decoded[:, place[0], place[1]] = entropy.dequantise(latents, quality)
+        error = 0.0
+        counted = box.grown(self._margin, self._whole)
+        halo = self._model.halos[1]
+        for window in itertools.chain(*tiles.grid(counted.height, counted.width, tiles.WINDOW)):
+            part = Box(counted.top + window.top, counted.left + window.left, counted.top + window.bottom, counted.left + window.right)
+            frame = part.grown(halo, context)
+            rows, columns = frame.seen_from(context).slices
+            grey = self._pixels.ndim == 2
+            shown = self._model.restore_window(decoded[:, rows, columns], quality, part.seen_from(frame), grey)
+            wanted = tiles.mirrored(self._pixels, part * STRIDE)
+            each = (shown.astype(np.float32) - wanted) ** 2
+            each = each if grey else each.mean(axis=2)
+            error += float((each * self._weight(part, part)).sum(dtype=np.float64))
+        return sum(bits) + weight * error
