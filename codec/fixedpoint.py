@@ -65,7 +65,7 @@ class Layer:
         weights = []
         for taps in self._taps:
             side = 1 if len(taps) == 1 else 3
-            weights.append((torch.stack(taps, dim=-1).unflatten(-1, (side, side)) * self._scale).float())
+            weights.append((torch.stack(taps, dim=-1).reshape(*taps[0].shape, side, side) * self._scale).float())
         return weights, ((self._bias[:, 0] * self._scale - 0.5) / (1 << BITS)).float()
 
     def __call__(self, maps: Sequence[Tensor], pitch: int = 0) -> Tensor:

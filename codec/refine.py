@@ -27,8 +27,7 @@ from codec.soft import Relax, SoftFactorized, SoftHyperprior
 if TYPE_CHECKING:
     from codec.model import Model
 
-FIRST_ALPHA: Final = 1.0
-LAST_ALPHA: Final = 14.0
+LAST_ALPHA: Final = 12.0
 LAST_RATE: Final = 0.05
 """The learning rate falls to this part of what it began with."""
 BETAS: Final = (0.9, 0.99)
@@ -85,13 +84,14 @@ def refine(
 
     They minimise bits + weight · squared error by so many steps of Adam, in units of the quantiser's steps; `tick` is called after each.
     """
-    rate = first_rate(iterations)
+    # Few steps must be long ones, and there is little time to forget where the integers are.
+    rate, alpha = min(0.1, 0.2 / math.sqrt(iterations)), min(6.0, max(1.0, 10 / math.sqrt(iterations)))
     start = [y / entropy.step] + ([] if side is None else [side])
     values = [value.clone().requires_grad_() for value in start]
     moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
     for step in range(1, iterations + 1):
         progress = (step - 1) / iterations
-        relax = soft_rounding(FIRST_ALPHA * (LAST_ALPHA / FIRST_ALPHA) ** progress)
+        relax = soft_rounding(alpha * (LAST_ALPHA / alpha) ** progress)
         bits, decoded = entropy(values[0] * entropy.step, values[1] if side is not None else None, relax)  # type: ignore[arg-type]
         loss = bits + weight * scene.distortion(decoded, synthesise)
         gradients = torch.autograd.grad(loss, values)
@@ -106,11 +106,6 @@ def refine(
         tick()
     found = [value.detach() for value in values]
     return found[0] * entropy.step, found[1] if side is not None else None
-
-
-def first_rate(iterations: int) -> float:
-    """The learning rate to begin with, in quantiser's steps: few steps must be long ones."""
-    return min(0.1, 0.2 / math.sqrt(iterations))
 
 
 def soft_rounding(alpha: float) -> Relax:

@@ -26,7 +26,7 @@ from codec.transforms import STRIDE
 if TYPE_CHECKING:
     from codec.model import Model
 
-ITERATIONS: Final = (0, 3, 5, 8, 12, 18, 27, 40, 60, 90)
+ITERATIONS: Final = (0, 2, 4, 6, 9, 14, 21, 32, 48, 72)
 """Gradient steps of each effort."""
 Latents = npt.NDArray[np.float32]
 
@@ -81,7 +81,10 @@ class Search:
             around[:, place.slices[0], place.slices[1]] = y
         found, side = self._refined(box, context, around, y, quality, weight)
         before = self._cost(box, context, around, y, None, quality, weight)
-        after = self._cost(box, context, around, found, side, quality, weight)
+        try:
+            after = self._cost(box, context, around, found, side, quality, weight)
+        except ModelError:  # the search has left the range of what can be coded
+            return y, None
         return (found, side) if after < before else (y, None)
 
     def _refined(self, box: Box, context: Box, around: Latents, y: Latents, quality: int, weight: float) -> tuple[Latents, Symbols | None]:

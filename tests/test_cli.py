@@ -40,6 +40,22 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], phot
     assert size < COFFEE.stat().st_size / 8 and error < 100
 
 
+def test_effort(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_model_file: Path) -> None:
+    sizes, common = {}, ["compress", str(COFFEE), "--force", "--verify", "--model", str(tiny_model_file), "--quality", "1"]
+    for effort in (0, 1):
+        output = tmp_path / f"{effort}.rdae"
+        assert cli.main([*common, "-o", str(output), "--effort", str(effort)]) == 0
+        sizes[effort] = output.stat().st_size
+    assert cli.main([*common, "-o", str(tmp_path / "plain.rdae")]) == 0
+    assert (tmp_path / "plain.rdae").read_bytes() == (tmp_path / "0.rdae").read_bytes() and sizes[1] != sizes[0]
+    capsys.readouterr()
+    for wrong in ("-1", "10"):
+        assert f"effort runs from 0 to 9; not {wrong}" in fails(capsys, *common, "-o", tmp_path / "x.rdae", f"--effort={wrong}")
+    assert not (tmp_path / "x.rdae").exists()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*common, "--effort", "high"])
+
+
 def test_info_counts_every_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "c.rdae"
     data = codec.compress(images.read(COFFEE))

@@ -56,6 +56,19 @@ def test_sums_near_the_proven_bound_are_those_of_integers(seed: int, kernels: li
     np.testing.assert_array_equal(applied(layer, maps, kernels), judged(weights, bias, shift, rectify, maps))
 
 
+@pytest.mark.parametrize("kernels", [[1], [3], [1, 3]])
+def test_a_layer_s_real_numbers_are_those_that_its_integers_stand_for(kernels: list[int]) -> None:
+    rng = np.random.default_rng(5)
+    weights = [rng.integers(-3000, 3000, (4, 3, k, k)) for k in kernels]
+    layer = Layer(weights, rng.integers(-(1 << 20), 1 << 20, 4), 10, rectify=True)
+    maps = [rng.integers(-8000, 8000, (3, 5, 6)) for _ in kernels]
+    real, bias = layer.real()
+    x = [torch.from_numpy(map_ / (1 << fixedpoint.BITS)).float()[None] for map_ in maps]
+    out = sum(torch.nn.functional.conv2d(a, w, padding=w.shape[2] // 2) for a, w in zip(x, real, strict=True))
+    out = torch.relu(out + bias[:, None, None])[0]
+    np.testing.assert_allclose(applied(layer, maps, kernels) / (1 << fixedpoint.BITS), out.numpy(), atol=2.0**-fixedpoint.BITS)
+
+
 def wide(seed: int = 0) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
     """As many products as the real networks have, enough for several threads, with a few numbers that need all 53 bits."""
     rng = np.random.default_rng(seed)

@@ -118,6 +118,13 @@ def test_targets(small: Image.Image, tiny_model_file: Path) -> None:
             saved(small, tiny_model_file, **settings)
 
 
+def test_effort(small: Image.Image, tiny_model_file: Path) -> None:
+    data = saved(small, tiny_model_file, quality=1, effort=1)
+    assert data == codec.compress(np.asarray(small), model=tiny_model_file, quality=1, effort=1) != saved(small, tiny_model_file, quality=1)
+    with pytest.raises(OSError, match="effort runs from 0 to 9"):
+        saved(small, tiny_model_file, effort=10)
+
+
 def test_invalid_file() -> None:
     for data in (b"\xd2RDA", b"\xd2RDA" + bytes(40), b"nothing of the kind"):
         with pytest.raises(UnidentifiedImageError):

@@ -146,9 +146,9 @@ def _warm(model: str, quality: int) -> Model:
     return loaded
 
 
-def _rdae_encode(image: Pixels, value: Setting, *, models: dict[str, str]) -> bytes:
+def _rdae_encode(image: Pixels, value: Setting, *, models: dict[str, str], effort: int = 0) -> bytes:
     model, quality = _chosen(value, models)
-    return model.encode(image, quality)
+    return model.encode(image, quality, effort)
 
 
 def _rdae_decode(data: bytes, value: Setting, *, models: dict[str, str]) -> Pixels:

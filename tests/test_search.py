@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import hyper_metadata, tiny_hyper_tensors
+
+import codec
+from codec import container, refine, tiles
+from codec import model as models
+from codec import picture as pictures
+from codec.encoder import MOST_EFFORT, Encoder
+from codec.errors import ImageError, ModelError
+from codec.model import Model, from_bytes, to_bytes
+from codec.search import ITERATIONS
+from tools.bdrate import bd_rate
+
+SHIPPED = [("hyperprior-1", 60), ("lambda-0.013", 1)]
+
+
+@pytest.fixture(params=["tiny_model", "tiny_hyper"])
+def tiny(request: pytest.FixtureRequest) -> Model:
+    model: Model = request.getfixturevalue(request.param)
+    return model
+
+
+def objective(model: Model, image: np.ndarray, data: bytes, quality: int) -> float:
+    """Bits + λ·255²·MSE for each pixel, of what a decoder shows of the visible pixels."""
+    shown = model.decode(data)
+    colours = {1: 1, 2: 1, 3: 3, 4: 3}[np.atleast_3d(image).shape[2]]
+    error = (np.atleast_3d(shown).astype(float) - np.atleast_3d(image))[..., :colours] ** 2
+    if image.ndim == 3 and image.shape[2] in (2, 4):
+        error = error[image[..., -1] > 0]
+    return 8 * len(data) + model.lambda_at(quality) * error.mean(axis=-1).sum()
+
+
+def test_more_effort_is_more_steps() -> None:
+    assert len(ITERATIONS) == MOST_EFFORT + 1 and ITERATIONS[0] == 0 and list(ITERATIONS) == sorted(set(ITERATIONS))
+
+
+def test_no_effort_is_a_plain_forward_pass(tiny: Model, photograph: np.ndarray) -> None:
+    image = photograph[:100, :90]
+    data = tiny.encode(image, 2, effort=0)
+    assert data == tiny.encode(image, 2)
+    assert container.read(data).latents == tiny.entropy.encode(tiny.analyse(image), 2)
+
+
+@pytest.mark.parametrize("effort", [1, 4])
+def test_what_was_found_is_what_is_decoded(tiny: Model, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch, effort: int) -> None:
+    image, given = photograph[:100, :90], []
+    encode = tiny.entropy.encode
+
+    def spy(*arguments: Any) -> bytes:
+        given.append(arguments)
+        return encode(*arguments)
+
+    monkeypatch.setattr(tiny.entropy, "encode", spy)
+    data = tiny.encode(image, 2, effort)
+    ((y, quality, side),) = given
+    np.testing.assert_array_equal(tiny.decode_latents(container.read(data)), tiny.entropy.trial(y, quality, side)[1])
+    assert data != tiny.encode(image, 2)
+
+
+@pytest.mark.parametrize(("name", "quality"), SHIPPED)
+def test_effort_pays_on_a_photograph(name: str, quality: int, photograph: np.ndarray) -> None:
+    model, image = codec.load(name), photograph[150:278, 200:392]
+    plain, some, more = (model.encode(image, quality, effort) for effort in (0, 1, 4))
+    costs = [objective(model, image, data, quality) for data in (plain, some, more)]
+    # The first steps bring the most.
+    assert costs[1] < costs[0] - 0.02 * 8 * len(plain)
+    assert costs[2] < costs[1]
+
+
+@pytest.mark.parametrize("shape", [(41, 57, 3), (70, 33), (70, 33, 2), (33, 70, 4), (1, 1, 3)])
+def test_no_picture_becomes_worse(tiny: Model, photograph: np.ndarray, shape: tuple[int, ...]) -> None:
+    image = photograph[: shape[0], 100 : 100 + shape[1]]
+    image = image[..., 1] if len(shape) == 2 or shape[2] == 2 else image
+    if shape[2:] in ((2,), (4,)):
+        mask = np.full(shape[:2], 255, np.uint8)
+        mask[10:30, 5:25] = 0
+        image = np.dstack([image, mask])
+    plain, searched = (tiny.encode(image, 2, effort) for effort in (0, 2))
+    assert tiny.decode(searched).shape == image.shape
+    assert objective(tiny, image, searched, 2) <= objective(tiny, image, plain, 2) + 32  # bytes come in words
+
+
+@pytest.mark.parametrize("tile", [0, 128])
+def test_large_pictures_are_searched_piece_by_piece(
+    tiny: Model, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch, tile: int
+) -> None:
+    """Several windows to a tile, or several tiles; threads change nothing."""
+    monkeypatch.setattr(tiles, "WINDOW", 8)
+    image, seen = photograph[:200, :300], []
+    encoders = [
+        Encoder(tiny, pictures.from_array(image), tile=tile, jobs=jobs, effort=effort, progress=lambda *now: seen.append(now))
+        for effort, jobs in ((0, 1), (2, 1), (2, 2))
+    ]
+    plain, searched, threaded = (encoder.encode(2) for encoder in encoders)
+    assert threaded == searched
+    assert objective(tiny, image, searched, 2) < objective(tiny, image, plain, 2)
+    assert seen[-1] == (6 * ITERATIONS[2],) * 2
+
+
+def test_a_search_that_finds_nothing_changes_nothing(tiny: Model, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = photograph[:64, :64]
+    plain = tiny.encode(image, 2)
+    for worse in (lambda y: y * 30 + 7, lambda y: y * float("nan"), lambda y: y + 1e9):
+        monkeypatch.setattr(refine, "refine", lambda y, side, *rest, worse=worse: (worse(y), side))
+        assert tiny.encode(image, 2, effort=1) == plain
+
+
+def test_the_same_search_finds_the_same(tiny: Model, photograph: np.ndarray) -> None:
+    image = photograph[:96, :128]
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 1, 2):
+            torch.set_num_threads(count)
+            found.append(tiny.encode(image, 3, effort=2))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+
+
+def test_targets_hold_for_what_was_found(tiny_model_file: Any, photograph: np.ndarray) -> None:
+    image = photograph[:64, :80]
+    model = models.load(tiny_model_file)
+    sizes = [len(model.encode(image, quality, 1)) for quality in (1, 2, 3)]
+    assert len(codec.compress(image, model=tiny_model_file, size=sizes[1], effort=1)) == sizes[1]
+    encoder = Encoder(model, pictures.from_array(image), effort=1)
+    error = np.mean((model.decode(encoder.encode(3)).astype(float) - image) ** 2)
+    assert encoder.psnr(3) == pytest.approx(10 * np.log10(255**2 / error), abs=1e-6)
+
+
+@pytest.mark.parametrize("effort", [-1, 10])
+def test_efforts_that_do_not_exist(tiny: Model, photograph: np.ndarray, effort: int) -> None:
+    with pytest.raises(ImageError, match=f"effort runs from 0 to 9; not {effort}"):
+        tiny.encode(photograph, effort=effort)
+
+
+def test_without_lambda_there_is_nothing_to_search_for(photograph: np.ndarray) -> None:
+    model = from_bytes(to_bytes(tiny_hyper_tensors(), {**hyper_metadata(), "lambdas": []}), "mute")
+    with pytest.raises(ModelError, match="mute does not say its λ"):
+        model.encode(photograph[:32, :32], effort=1)
+    assert model.encode(photograph[:32, :32], effort=0)
+
+
+def test_the_curve_moves_to_the_left(photograph: np.ndarray) -> None:
+    """Fewer bits at equal PSNR, not only another place on the same curve."""
+    model, image = codec.load("hyperprior-1"), photograph[150:246, 200:344]
+    curves = []
+    for effort in (0, 3):
+        files = [model.encode(image, quality, effort) for quality in (40, 60, 80)]
+        errors = [np.mean((model.decode(data).astype(float) - image) ** 2) for data in files]
+        curves.append((np.array([len(data) for data in files], float), 10 * np.log10(255**2 / np.array(errors))))
+    percent = bd_rate(*curves).percent
+    assert percent is not None and percent < -2
