@@ -85,7 +85,7 @@ def refine(
     They minimise bits + weight · squared error by so many steps of Adam, in units of the quantiser's steps; `tick` is called after each.
     """
     # Few steps must be long ones, and there is little time to forget where the integers are.
-    rate, alpha = min(0.1, 0.2 / math.sqrt(iterations)), min(6.0, max(1.0, 10 / math.sqrt(iterations)))
+    rate, alpha = min(0.1, 0.2 / math.sqrt(iterations)), min(5.0, max(0.5, 36 / iterations))
     start = [y / entropy.step] + ([] if side is None else [side])
     values = [value.clone().requires_grad_() for value in start]
     moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]

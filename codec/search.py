@@ -26,7 +26,7 @@ from codec.transforms import STRIDE
 if TYPE_CHECKING:
     from codec.model import Model
 
-ITERATIONS: Final = (0, 2, 4, 6, 9, 14, 21, 32, 48, 72)
+ITERATIONS: Final = (0, 3, 5, 8, 12, 17, 24, 34, 48, 64)
 """Gradient steps of each effort."""
 Latents = npt.NDArray[np.float32]
 
