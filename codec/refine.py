@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,13 @@ LAST_RATE: Final = 0.05
 """The learning rate falls to this part of what it began with."""
 BETAS: Final = (0.9, 0.99)
 Synthesis = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Gradients in single precision, wherever the caller has turned them off, or mixed precision on."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 def synthesiser(model: Model) -> Synthesis:

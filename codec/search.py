@@ -34,6 +34,7 @@ Latents = npt.NDArray[np.float32]
 class Search:
     """The search for one picture, at any quality."""
 
+    @refine.gradients()
     def __init__(
         self,
         model: Model,
@@ -64,6 +65,7 @@ class Search:
             self._soft = {quality: SoftHyperprior(exact, quality) if isinstance(exact, Hyperprior) else SoftFactorized(exact, quality)}
         return self._soft[quality]
 
+    @refine.gradients()
     def tile(self, box: Box, y: Latents, quality: int) -> tuple[Latents, Symbols | None]:
         """Latents M×h×w, still to be rounded, and side information (None: what follows from them) for a tile with latents y.
 

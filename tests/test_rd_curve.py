@@ -99,6 +99,13 @@ def test_figures_tables_and_bars(first: tuple[Path, Done]) -> None:
     assert {file.name for file in (out / "summary").iterdir()} == {"rdae-tiny.json", "jpeg-420.json", "jpeg-444.json"}
 
 
+def test_rdae_at_several_efforts(tiny_model_file: Path, photograph: np.ndarray) -> None:
+    plain, searched = rd_curve.chosen_codecs(["rdae"], [str(tiny_model_file)], [1, 2], {}, [0, 2])
+    assert (plain.key, searched.key) == ("rdae-tiny", "rdae-tiny-effort-2") and searched.ladder == plain.ladder == (1, 2)
+    model, image = codec.load(tiny_model_file), photograph[:32, :48]
+    assert [c.encode(image, 2) for c in (plain, searched)] == [model.encode(image, 2, effort) for effort in (0, 2)]
+
+
 def test_nothing_is_measured_twice(first: tuple[Path, Done], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = stored(first[0])
     # A mark that measuring again would wipe out; and one measurement that is missing.

@@ -124,6 +124,14 @@ def test_the_same_search_finds_the_same(tiny: Model, photograph: np.ndarray) -> 
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_caller_s_mode_does_not_matter(tiny: Model, photograph: np.ndarray, mode: Any) -> None:
+    image = photograph[:48, :48]
+    with mode():
+        data = tiny.encode(image, 2, effort=1)
+    assert data == tiny.encode(image, 2, effort=1)
+
+
 def test_targets_hold_for_what_was_found(tiny_model_file: Any, photograph: np.ndarray) -> None:
     image = photograph[:64, :80]
     model = models.load(tiny_model_file)

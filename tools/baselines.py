@@ -201,6 +201,13 @@ def rdae(models: Sequence[str] = (), qualities: Sequence[int] = ()) -> list[Code
     return curves
 
 
+def with_effort(plain: Codec, effort: int) -> Codec:
+    """An rdae codec whose encoder searches."""
+    assert isinstance(plain.encode, partial)
+    encode = partial(plain.encode.func, **plain.encode.keywords, effort=effort)
+    return replace(plain, key=f"{plain.key}-effort-{effort}", name=f"{plain.name}, effort {effort}", encode=encode)
+
+
 def with_ladder(codec_: Codec, ladder: Sequence[Setting]) -> Codec:
     """The codec at other settings. Raises ValueError for one that it does not have."""
     low, high = codec_.limits

@@ -19,8 +19,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +35,6 @@ from tools.bdrate import bd_rate
 from tools.measure import BrokenProcessPool, measure
 from tools.rd_curve import UsageError, image_paths, processors, read_images, say, versions
 from tools.results import ResultsError, Row, Store
-
-
-def with_effort(plain: baselines.Codec, effort: int) -> baselines.Codec:
-    """An rdae codec that searches."""
-    assert isinstance(plain.encode, partial)
-    encode = partial(plain.encode.func, **plain.encode.keywords, effort=effort)
-    return replace(plain, key=f"{plain.key}-effort-{effort}", name=f"{plain.name}, effort {effort}", encode=encode)
 
 
 def cpu_seconds(model: Model, path: Path, effort: int) -> float:
@@ -110,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in arguments.models:
         model = codec.load(name)
         (plain,) = baselines.rdae([name], arguments.qualities if model.qualities > 1 else ())
-        codecs = [with_effort(plain, effort) for effort in efforts]
+        codecs = [baselines.with_effort(plain, effort) for effort in efforts]
         timing: dict[str, Any] = store.codecs.get(codecs[0].key, {}).get("seconds", {})
         for one in codecs:
             if store.enter(one):

@@ -28,9 +28,10 @@ from pathlib import Path
 from PIL import Image
 
 from codec import image as image_files
+from codec.encoder import MOST_EFFORT
 from codec.errors import RdaeError
 from tools import bdrate, plot, results
-from tools.baselines import RIVALS, Codec, Setting, UnavailableError, rdae, with_ladder
+from tools.baselines import RIVALS, Codec, Setting, UnavailableError, rdae, with_effort, with_ladder
 from tools.measure import BrokenProcessPool, measure
 from tools.metrics import MS_SSIM_SIDE
 from tools.results import ResultsError, Store
@@ -86,12 +87,20 @@ def read_images(paths: Sequence[Path], store: Store) -> tuple[dict[str, Path], l
     return found, failures
 
 
-def chosen_codecs(names: Sequence[str], models: Sequence[str], qualities: Sequence[int], ladders: dict[str, list[Setting]]) -> list[Codec]:
+def chosen_codecs(
+    names: Sequence[str],
+    models: Sequence[str],
+    qualities: Sequence[int],
+    ladders: dict[str, list[Setting]],
+    efforts: Sequence[int] = (0,),
+) -> list[Codec]:
     """The codecs that can be measured here; those that cannot are skipped with a line. Raises `UsageError`."""
     found: list[Codec] = []
     for name in names:
         try:
-            codecs = rdae(models, qualities) if name == "rdae" else RIVALS[name]()
+            codecs = RIVALS[name]() if name in RIVALS else rdae(models, qualities)
+            if name == "rdae":
+                codecs = [with_effort(codec, effort) if effort else codec for codec in codecs for effort in efforts]
             found += [with_ladder(codec, ladders[name]) if name in ladders else codec for codec in codecs]
         except UnavailableError as error:
             say(f"{name}: skipped, {error}")
@@ -151,6 +160,9 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="names or files of rdae models (default: all that ship)")
     new.add_argument("--qualities", nargs="+", type=int, default=[], metavar="Q", help="ladder of variable-rate models (default: ten)")
     new.add_argument(
+        "--efforts", nargs="+", type=int, choices=range(MOST_EFFORT + 1), default=[0], metavar="N", help="of rdae (default: 0)"
+    )
+    new.add_argument(
         "--ladder", nargs="+", action="append", default=[], metavar=("CODEC", "VALUE"), help="another ladder of settings for a rival"
     )
     new.add_argument("--reference", nargs="+", type=Path, default=[], metavar="FILE", help="published curves in CompressAI's layout")
@@ -181,7 +193,7 @@ def run(arguments: argparse.Namespace) -> int:
     ladders = parse_ladders(arguments.ladder)
     references = [results.read_reference(path) for path in arguments.reference]
     paths = image_paths(arguments.images)
-    codecs = chosen_codecs(arguments.codecs, arguments.models, arguments.qualities, ladders)
+    codecs = chosen_codecs(arguments.codecs, arguments.models, arguments.qualities, ladders, arguments.efforts)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
