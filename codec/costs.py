@@ -11,7 +11,7 @@ from torch import Tensor
 from codec.coder import PRECISION, Tables
 
 BEYOND: Final = 32
-"""So many escaped symbols on each side of a table have their own cost; further out, the last one's stands for all."""
+"""So many escaped symbols on each side of a table have their own cost; further out, the last ones' stand for all."""
 
 
 class Costs:
@@ -27,15 +27,15 @@ class Costs:
             escaped = cost[-1] + suffix
             parts.append(np.concatenate([escaped[::-1], cost[:-1], escaped]))
         sizes = np.array([len(part) for part in parts], np.int64)
+        start = np.cumsum(sizes) - sizes
         self._flat = torch.from_numpy(np.concatenate(parts)).float()
-        self._start = torch.from_numpy(np.cumsum(sizes) - sizes)
-        self._lowest = torch.from_numpy(tables.lowest - BEYOND)
-        self._last = torch.from_numpy(sizes - 1)
+        # Where in it a symbol's cost is, less the symbol; and the places of each table's first cost and of its last but one.
+        self._offset, self._first, self._last = map(torch.from_numpy, (start - tables.lowest + BEYOND, start, start + sizes - 2))
 
-    def at(self, symbols: Tensor, table: Tensor) -> Tensor:
-        """Bits of whole numbers (float) with the tables of these numbers (int64), of the same shape."""
-        place = torch.minimum((symbols.long() - self._lowest[table]).clamp_(min=0), self._last[table])
-        return self._flat[place.add_(self._start[table])]
+    def beside(self, symbols: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits of whole numbers (float) and of the next higher ones, with the tables of these numbers (int64), all of the same shape."""
+        place = torch.clamp(symbols.long().add_(self._offset[table]), self._first[table], self._last[table])
+        return self._flat[place], self._flat[place.add_(1)]
 
     def between(self, symbols: Tensor, table: Tensor) -> Tensor:
         """Bits of real numbers: on a line between the whole ones beside each. The table's number may be real too; both have gradients.
@@ -52,14 +52,13 @@ class _Between(torch.autograd.Function):
         low = torch.floor(symbols)
         part = symbols - low
         if not table.is_floating_point():
-            a, b = costs.at(low, table), costs.at(low + 1, table)
+            a, b = costs.beside(low, table)
             ctx.save_for_backward(b - a, None)
             return torch.lerp(a, b, part)
         first = torch.floor(table)
         between, number = table - first, first.long()
-        following = (number + 1).clamp_(max=len(costs._start) - 1)
-        a, b = costs.at(low, number), costs.at(low + 1, number)
-        c, d = costs.at(low, following), costs.at(low + 1, following)
+        a, b = costs.beside(low, number)
+        c, d = costs.beside(low, (number + 1).clamp_(max=len(costs._first) - 1))
         ctx.save_for_backward(torch.lerp(b - a, d - c, between), torch.lerp(c - a, d - b, part))
         return torch.lerp(torch.lerp(a, b, part), torch.lerp(c, d, part), between)
 

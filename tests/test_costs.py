@@ -24,23 +24,27 @@ TABLES = some_tables()
 COSTS = Costs(TABLES)
 
 
-@given(st.integers(0, 2), st.lists(st.integers(-30, 60), min_size=1, max_size=20))
+@given(st.integers(0, 2), st.lists(st.integers(-24, 31), min_size=1, max_size=20))
 def test_whole_numbers_cost_what_the_coder_takes(table: int, values: list[int]) -> None:
     symbols = [np.zeros(0, np.int32)] * 3
     symbols[table] = np.array(values, np.int32)
-    bits = COSTS.at(torch.tensor(values).float(), torch.full((len(values),), table))
+    number = torch.full((len(values),), table)
+    bits, _ = COSTS.beside(torch.tensor(values).float(), number)
+    assert float(bits.sum()) == pytest.approx(TABLES.bits(symbols).sum(), rel=1e-5)
+    _, bits = COSTS.beside(torch.tensor(values).float() - 1, number)
     assert float(bits.sum()) == pytest.approx(TABLES.bits(symbols).sum(), rel=1e-5)
 
 
 def test_far_out_the_last_escape_stands_for_all() -> None:
-    edge = torch.tensor([-4.0 - BEYOND, -4.0 - 2 * BEYOND, -1e6])
-    assert len(set(COSTS.at(edge, torch.ones(3, dtype=torch.int64)).tolist())) == 1
+    for edge in ([-4.0 - BEYOND, -4.0 - 2 * BEYOND, -1e6], [3.0 + BEYOND, 1e6]):
+        bits, above = COSTS.beside(torch.tensor(edge), torch.ones(len(edge), dtype=torch.int64))
+        assert len(set(bits.tolist())) == len(set(above.tolist())) == 1
 
 
 @given(st.floats(-20, 50, width=32), st.floats(0, 2, width=32))
 def test_between_whole_numbers_costs_lie_on_lines(symbol: float, table: float) -> None:
     low, first = np.floor(symbol), min(int(table), 1)
-    corner = COSTS.at(torch.tensor([low, low + 1, low, low + 1]), torch.tensor([first, first, first + 1, first + 1])).double().numpy()
+    corner = torch.cat([torch.stack(COSTS.beside(torch.tensor(low), torch.tensor(t))) for t in (first, first + 1)]).double().numpy()
     across, along = symbol - low, table - first
     expected = (corner[:2] * (1 - along) + corner[2:] * along) @ [1 - across, across]
     assert float(COSTS.between(torch.tensor(symbol), torch.tensor(table))) == pytest.approx(expected, rel=1e-4)
