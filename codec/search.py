@@ -3,6 +3,10 @@
 An effort is a number of gradient steps (`codec/refine.py`) over the latents of each tile, window by window, so that memory stays bounded.
 In the end, what was found is coded by the exact entropy model and synthesised as a decoder does it, and is kept only if
 bits + λ·255²·MSE for each pixel, λ being what the quality was trained for, is below that of the latents as the analysis gives them.
+
+Latents are not rounded one by one, by what each saves against the error it makes: that saves bits and loses more. Errors towards zero
+add up in the synthesis (the largest eigenvalue of JᵀJ, J its Jacobian in steps of the quantiser, is some 30 times a mean one), and only
+its gradient knows of that.
 """
 
 from __future__ import annotations
@@ -43,7 +47,14 @@ class Search:
         effort: int,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """`pixels` H×W×3 or, grey, H×W; those with `alpha` (H×W) zero do not count. `tick` is called after each of the `steps`."""
+        """`pixels` H×W×3 or, grey, H×W; those with `alpha` (H×W) zero do not count. `tick` is called after each of the `steps`.
+
+        Raises `ModelError` when the model was trained for something else, or does not say what λ its qualities were trained for.
+        """
+        if model.metadata.get("distortion", "mse") != "mse":
+            raise ModelError(f"model {model.name} was trained for {model.metadata['distortion']}, but --effort searches for the least MSE")
+        if not model.lambda_at(1):
+            raise ModelError(f"model {model.name} does not say its λ, without which there is nothing to search for (--effort)")
         self._model = model
         self._pixels = pixels
         self._alpha = alpha
@@ -69,11 +80,9 @@ class Search:
     def tile(self, box: Box, y: Latents, quality: int) -> tuple[Latents, Symbols | None]:
         """Latents M×h×w, still to be rounded, and side information (None: what follows from them) for a tile with latents y.
 
-        Raises `ModelError` when the model does not say what λ its qualities were trained for, or gives latents that are out of range.
+        Raises `ModelError` when the model gives latents that are out of range.
         """
         weight = self._model.lambda_at(quality)
-        if not weight:
-            raise ModelError(f"model {self._model.name} does not say its λ, without which there is nothing to search for")
         # What lies around the tile; other tiles' latents are taken as they are before rounding.
         context = box.grown(2 * self._margin, self._whole)
         around = y

@@ -9,9 +9,13 @@ from conftest import tiny_hyper_bytes
 from PIL import Image
 
 import codec
+from codec import cli
 from codec.search import ITERATIONS
 from tools import effort
 from tools.metrics import psnr
+from tools.results import Store
+
+RESULTS = Path(__file__).parent.parent / "data" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,25 @@ def test_what_is_there_is_not_measured_again(measured: tuple[Path, list[str]], m
     assert "| 4 | " in (text := (measured[0] / "effort.md").read_text(encoding="utf-8")) and "| 5.0× |" in text
     assert effort.main(measured[1]) == 0 and next(ticks) == 2 * len(ITERATIONS)
     assert "| 5.0× |" in (measured[0] / "effort.md").read_text(encoding="utf-8")
+
+
+def test_help_tells_the_measured_times(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = json.loads((RESULTS / "effort.json").read_text(encoding="utf-8"))["codecs"]["rdae-hyperprior-1-effort-0"]["seconds"]
+    times = [round(seconds[str(level)] / seconds["0"]) for level in range(1, len(ITERATIONS))]
+    with pytest.raises(SystemExit):
+        cli.main(["compress", "--help"])
+    assert f"about {', '.join(map(str, times))} times as long" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_table_is_that_of_the_measurements() -> None:
+    """Files with measurements are not written by hand."""
+    text = (RESULTS / "effort.md").read_text(encoding="utf-8")
+    store = Store(RESULTS / "effort.json")
+    for name in ("hyperprior-1", "lambda-0.013"):
+        model = codec.load(name)
+        key = f"rdae-{name}" if model.qualities > 1 else "rdae-fixed"
+        lines = effort.table(store, model, key, list(store.images), store.codecs[f"{key}-effort-0"]["seconds"])
+        assert "\n".join(lines) in text
 
 
 def test_seconds_are_the_processor_s(tiny_model_file: Path, measured: tuple[Path, list[str]]) -> None:

@@ -155,6 +155,12 @@ def test_without_lambda_there_is_nothing_to_search_for(photograph: np.ndarray) -
     assert model.encode(photograph[:32, :32], effort=0)
 
 
+def test_another_distortion_is_not_searched_for(photograph: np.ndarray) -> None:
+    model = from_bytes(to_bytes(tiny_hyper_tensors(), {**hyper_metadata(), "distortion": "ms-ssim"}), "pretty")
+    with pytest.raises(ModelError, match="pretty was trained for ms-ssim"):
+        model.encode(photograph[:32, :32], effort=1)
+
+
 def test_the_curve_moves_to_the_left(photograph: np.ndarray) -> None:
     """Fewer bits at equal PSNR, not only another place on the same curve."""
     model, image = codec.load("hyperprior-1"), photograph[150:246, 200:344]
