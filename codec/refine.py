@@ -7,7 +7,8 @@ What training minimises over all images on average, bits + λ·255²·MSE for ea
 
 which is nearly x for small α and nearly round(x) for a large one. α grows as the search goes on, so that latents settle on the integers
 little by little, each knowing what the rounding of the others did to the picture; errors of rounding come to cancel each other where the
-synthesis adds them up. There is no chance in it: the same image gives the same latents.
+synthesis adds them up. There is no chance in it: the same image gives the same latents, in single precision with any number of threads;
+in bf16, gradients may round differently where a thread's share ends, and a few latents of thousands then settle elsewhere.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_a_search_that_finds_nothing_changes_nothing(tiny: Model, photograph: np
         assert tiny.encode(image, 2, effort=1) == plain
 
 
-def test_the_same_search_finds_the_same(tiny: Model, photograph: np.ndarray) -> None:
+def test_in_single_precision_the_search_finds_the_same_with_any_number_of_threads(tiny: Model, photograph: np.ndarray) -> None:
     image = photograph[:96, :128]
     threads = torch.get_num_threads()
     try:
