@@ -3,11 +3,12 @@
 What training minimises over all images on average, bits + λ·255²·MSE for each pixel, is minimised again over the latents of one image
 (Campos et al. 2019; Yang, Bamler, Mandt 2020, "Improving inference for neural image compression"). In the place of rounding stands
 
-    s_α(x) = ⌊x⌋ + ½ + tanh(α(x - ⌊x⌋ - ½)) / (2 tanh(α/2))              (Agustsson and Theis 2020, eq. 17)
+    s_α(x) = ⌊x⌋ + ½ + tanh(α(x - ⌊x⌋ - ½)) / (2 tanh(α/2))                    (Agustsson and Theis 2020)
 
 which is nearly x for small α and nearly round(x) for a large one. α grows as the search goes on, so that latents settle on the integers
 little by little, each knowing what the rounding of the others did to the picture; errors of rounding come to cancel each other where the
-synthesis adds them up. There is no chance in it: the same image gives the same latents.
+synthesis adds them up. There is no chance in it: the same image gives the same latents on the same machine; with another number of
+threads, gradients may be added up in another order, and a few latents of thousands then settle elsewhere.
 """
 
 from __future__ import annotations
