@@ -22,8 +22,8 @@ become one channel. The profile's first files have none of `limits`, `side_shift
 Turns, after the checkerboard of He et al. 2021: the places of a slice are coded in 1, 2, 4 or 7 of them, as `SQUARES` deals them out;
 within a turn, all places are computed at once. Nearly all that neighbours share is in the first slice, the coarsest channels: its seven
 turns go from every fourth place of every fourth row to all, with kernels of 5×5 that reach across the gaps, and a linear path from its
-neighbours to its means. That takes more than eight bits: its networks see its latents in units of 2⁻¹² of their spread, and are as fine
-within. Beside signed latents, networks are shown their sizes, which is what scales follow from.
+neighbours to its means. That takes more than eight bits: in the first slices, `Sizes.fine` of them, networks see latents in units of 2⁻¹²
+of their spread, and are as fine within. Beside signed latents, networks are shown their sizes, which is what scales follow from.
 
 A payload is one run of the coder (`codec/coder.py`, `Writer`): a section for z, channel by channel with the tables of `z_density`, then
 one for each turn of each slice, its symbols sorted by table and, within a table, channel by channel in row-major order.
@@ -102,12 +102,17 @@ class Sizes:
     """In how many turns each slice is coded. The first models of this profile have none: each slice is coded at once, and shown signed
     latents only."""
 
+    fine: int = 0
+    """How many slices, from the first one, are computed in fine integers."""
+
     def __post_init__(self) -> None:
         numbers = (self.side, self.analysis, self.synthesis, self.features, self.width, *self.slices)
         if not self.slices or not all(isinstance(n, int) and 0 < n <= 4096 for n in numbers) or self.kernel not in (1, 3):
             raise ValueError("absurd sizes of networks")
         if self.turns and (len(self.turns) != len(self.slices) or not set(self.turns) <= set(SQUARES)):
             raise ValueError("there are 1, 2, 4 or 7 turns to each slice")
+        if not isinstance(self.fine, int) or not 0 <= self.fine <= len(self.slices):
+            raise ValueError("there are not so many slices to be fine")
 
     @property
     def views(self) -> int:
@@ -118,20 +123,20 @@ class Sizes:
         """Turns of a slice."""
         return self.turns[k] if self.turns else 1
 
-    def fine(self, k: int) -> bool:
-        """Whether a slice has what the first one has: wide kernels, a direct path and fine integers."""
+    def direct(self, k: int) -> bool:
+        """Whether a slice has a linear path from its own latents of earlier turns to means."""
         return self.turns_of(k) == 7
 
     def own_kernel(self, k: int) -> int:
         """Side of the kernels through which a slice sees its own latents of earlier turns."""
-        return 5 if self.fine(k) else self.kernel
+        return 5 if self.direct(k) else self.kernel
 
     def added(self, layer: str, turn: int) -> dict[str, slice]:
         """What is added to a layer's sum at a turn, by its name in the model file: convolutions of the decoded latents of some channels."""
         k, kind = int(layer.split(".")[1]), layer.split(".")[2]
         start = self.starts[k]
         out = {f"slices.{k}.context": slice(0, start)} if kind == "features" and start else {}
-        if turn and (kind == "features" or self.fine(k)):
+        if turn and (kind == "features" or self.direct(k)):
             out[f"slices.{k}.{'own' if kind == 'features' else 'direct'}.{turn - 1}"] = slice(start, start + self.slices[k])
         return out
 
@@ -169,7 +174,7 @@ def shapes(latents: int, qualities: int, sizes: Sizes) -> dict[str, tuple[int, .
         side = sizes.own_kernel(k)
         for turn in range(1, sizes.turns_of(k)):
             out[f"slices.{k}.own.{turn - 1}.weight"] = (sizes.width, sizes.views * size, side, side)
-            if sizes.fine(k):
+            if sizes.direct(k):
                 out[f"slices.{k}.direct.{turn - 1}.weight"] = (2 * size, size, side, side)
         out[f"slices.{k}.hidden.weight"] = (sizes.width, sizes.width, 1, 1)
         out[f"slices.{k}.last.weight"] = (2 * size, sizes.width, 1, 1)
@@ -247,7 +252,7 @@ class Hyperprior:
             weights, kinds, rows = [numbers[f"{name}.weight"]], [given], numbers[f"{name}.bias"] + np.atleast_2d(bias)
             for part in more:
                 weight = numbers[f"{part}.weight"]
-                views = coarse_views if ".context" in part or not sizes.fine(int(part.split(".")[1])) else fine_views
+                views = fine_views if int(part.split(".")[1]) < sizes.fine else coarse_views
                 seen = views[:1] if ".direct." in part else views
                 weights += [w.transpose(0, 2, 3, 1).reshape(len(w), -1, 1, 1) for w in np.split(weight, len(seen), axis=1)]
                 kinds += seen
@@ -262,7 +267,7 @@ class Hyperprior:
         self._turns: list[list[tuple[Layer, Layer, Layer]]] = []
         """For each slice and each turn, its three layers."""
         for k in range(len(sizes.slices)):
-            inside = finely if sizes.fine(k) else rectified
+            inside = finely if k < sizes.fine else rectified
             hidden = layer(f"slices.{k}.hidden", inside, inside)
             self._turns.append([])
             for turn in range(sizes.turns_of(k)):
@@ -307,15 +312,14 @@ class Hyperprior:
         seen = STEP_BITS + torch.from_numpy(self.spread - self.context_shift).float()
         out: dict[str, Tensor] = {}
         for name in [name.removesuffix(".shift") for name in self._file if name.endswith(".shift")]:
-            fine = name.startswith("slices.") and self.sizes.fine(int(name.split(".")[1]))
+            fine = name.startswith("slices.") and int(name.split(".")[1]) < self.sizes.fine
             result = BITS if fine or name.endswith(".last") else inner
             given = side if name == "hyper_synthesis.conv1" else torch.tensor(BITS if fine and not name.endswith(".features") else inner)
             own = torch.exp2(-self._file[f"{name}.shift"].float() - result).expand(len(self._file[f"{name}.bias"]))
             units = {name: given.float().expand(self._file[f"{name}.weight"].shape[1])}
             for part, channels in self.sizes.ever_added(name).items():
                 views = self._file[f"{part}.weight"].shape[1] // (channels.stop - channels.start)
-                finely = fine and ".context" not in part
-                units[part] = (torch.full_like(seen[channels], BITS) if finely else seen[channels]).repeat(views)
+                units[part] = (torch.full_like(seen[channels], BITS) if fine else seen[channels]).repeat(views)
             for part, unit in units.items():
                 out[f"{part}.weight"] = self._file[f"{part}.weight"].float() * own[:, None, None, None] * torch.exp2(unit)[:, None, None]
                 if f"{part}.bias" in self._file:
@@ -349,13 +353,14 @@ class Hyperprior:
         with torch.autocast("cpu", enabled=False):
             features = self.features(z, quality, height, width)
             context = torch.zeros((self.latents, height + 2 * MARGIN, pitch), dtype=self._seen.dtype).flatten(1)
+            # Of the slices that are fine.
+            finely = torch.zeros((sum(self.sizes.slices[: self.sizes.fine]), context.shape[1]), dtype=torch.float32)
             latents = torch.empty((self.latents, height * width), dtype=torch.int32)
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
                 own = slice(start, start + size)
                 steps = torch.from_numpy(self.steps[quality - 1, own, None])
-                # What the slice sees of itself.
-                fine = self.sizes.fine(k)
-                seen = torch.zeros((size, context.shape[1]), dtype=torch.float32) if fine else context[own]
+                fine = k < self.sizes.fine
+                seen = finely if fine else context
                 for turn in range(self.sizes.turns_of(k)):
                     rows, columns = places(self.sizes.turns_of(k), turn, height, width)
                     if not len(rows):
@@ -364,7 +369,7 @@ class Hyperprior:
                     # Of a map with a margin, and of one with two columns too many.
                     here, there = (rows + MARGIN) * pitch + columns + MARGIN, rows * (width + 2) + columns
                     parts = [
-                        self._look(k, turn, features[:, there[band]], context[:start], seen, here[band], pitch)
+                        self._look(k, turn, features[:, there[band]], seen[:start], seen[own], here[band], pitch)
                         for band in (slice(first, first + BAND) for first in range(0, len(at), BAND))
                     ]
                     means, tables = self._means_and_tables(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], own, quality)
@@ -372,7 +377,7 @@ class Hyperprior:
                     exact = symbols.long().mul_(steps).add_(means)
                     latents[own, at] = exact.clamp(-LATENT_LIMIT, LATENT_LIMIT).int()
                     if fine:
-                        seen[:, here] = _seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, fixedpoint.kind(-LIMIT, LIMIT))
+                        finely[own, here] = _seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, fixedpoint.kind(-LIMIT, LIMIT))
                     context[own, here] = _seen(exact, self.context_shift[own], self._seen)
         return latents.view(-1, height, width).numpy()
 
@@ -386,7 +391,7 @@ class Hyperprior:
         if turn:
             signed = _neighbours(own, here, self.sizes.own_kernel(k), pitch)
             maps += [signed, signed.abs()][: self.sizes.views]
-            direct = [signed] if self.sizes.fine(k) else []
+            direct = [signed] if self.sizes.direct(k) else []
         return last([hidden([first(maps)]), *direct])
 
     def _means_and_tables(self, given: Tensor, own: slice, quality: int) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ class SoftHyperprior:
         """μ and log2 σ of a slice's latents, in units of their spread, of which the places of the turn are meant."""
         h = common + self._convolved(f"slices.{k}.own.{turn - 1}", self._shown(known)) if turn else common
         out = self._convolved(f"slices.{k}.last", torch.relu(self._convolved(f"slices.{k}.hidden", torch.relu(h))))
-        if turn and self._sizes.fine(k):
+        if turn and self._sizes.direct(k):
             out = out + self._convolved(f"slices.{k}.direct.{turn - 1}", known)
         mean, octave = out.chunk(2, dim=1)
         return mean, octave

@@ -51,7 +51,7 @@ def tiny_model_bytes(filters: int = 8, latents: int = 12, steps: tuple[float, ..
     return to_bytes(tensors, {"filters": filters, "latents": latents, "lambdas": [0.013], "default_quality": 2})
 
 
-TINY_SIZES = Sizes(side=4, analysis=6, synthesis=5, features=7, slices=(2, 4, 3, 3), width=9, turns=(7, 4, 2, 1))
+TINY_SIZES = Sizes(side=4, analysis=6, synthesis=5, features=7, slices=(2, 4, 3, 3), width=9, turns=(7, 4, 2, 1), fine=2)
 
 
 def tiny_hyper_tensors(
@@ -72,7 +72,7 @@ def tiny_hyper_tensors(
         elif part == "shift":
             # Sums of n products have about √n times the size of one; what leaves the last layer is a few units of 2⁻¹².
             fan_in = out[f"{layer}.weight"][0].numel()
-            last = 9 if layer.startswith("slices.") and sizes.fine(int(layer.split(".")[1])) else 1
+            last = 9 if layer.startswith("slices.") and int(layer.split(".")[1]) < sizes.fine else 1
             out[name] = torch.full(shape, last if layer.endswith(".last") else 6 + round(np.log2(fan_in) / 2), dtype=torch.int32)
     out["limits"] = torch.tensor([127, 127, 255], dtype=torch.int32)
     out["side_shift"] = torch.randint(9, 13, (sizes.side,), dtype=torch.int32)

@@ -52,12 +52,13 @@ def decode(
     tensors: Mapping[str, Array],
     slices: list[int],
     turns: list[int],
+    fine: int,
     quality: int,
     z: Array,
     shape: tuple[int, int],
     symbols_of: Callable[..., Array],
 ) -> tuple[Array, Array, Array]:
-    """Latents in units of 2⁻¹⁶, means and choices of table, all M×h×w. `turns` is empty for the first models.
+    """Latents in units of 2⁻¹⁶, means and choices of table, all M×h×w. `turns` is empty for the first models; `fine` slices are fine.
 
     For each turn, `symbols_of(first channel, places, means, tables)` gives the symbols, as many rows as channels and columns as places.
     """
@@ -92,7 +93,7 @@ def decode(
         features = np.clip(x, 0, inner)[:, :height, :width]
     else:
         features = shuffle(layer("hyper_synthesis.conv2", x, 0, inner, extra=np.repeat(bias, 4)))[:, :height, :width]
-    latents, means, tables, shown, fine = np.zeros((5, sum(slices), height, width), np.int64)
+    latents, means, tables, shown, finely = np.zeros((5, sum(slices), height, width), np.int64)
 
     def view(maps: Array) -> Array:
         return np.concatenate([maps, abs(maps)]) if turns else maps
@@ -101,15 +102,15 @@ def decode(
     for k, size in enumerate(slices):
         count = turns[k] if turns else 1
         square = SQUARES[count]
-        own, most = (fine, 2**24) if count == 7 else (shown, inner)
+        looks, most = (finely, 2**24) if k < fine else (shown, inner)
         for turn in range(count):
             added = []
             if start:
-                added.append((f"slices.{k}.context", view(shown[:start])))
+                added.append((f"slices.{k}.context", view(looks[:start])))
             if turn:
-                added.append((f"slices.{k}.own.{turn - 1}", view(own[start : start + size])))
+                added.append((f"slices.{k}.own.{turn - 1}", view(looks[start : start + size])))
             x = layer(f"slices.{k}.hidden", layer(f"slices.{k}.features", features, 0, most, added), 0, most)
-            direct = [(f"slices.{k}.direct.{turn - 1}", own[start : start + size])] if turn and count == 7 else []
+            direct = [(f"slices.{k}.direct.{turn - 1}", looks[start : start + size])] if turn and count == 7 else []
             x = layer(f"slices.{k}.last", x, -(2**24), 2**24, direct)
             where = [(i, j) for i in range(height) for j in range(width) if int(square[i % len(square)][j % len(square)]) == turn]
             if not where:
@@ -130,6 +131,6 @@ def decode(
                     means[m, i, j], tables[m, i, j] = mean[c, n], table[c, n]
                     latents[m, i, j] = np.clip(exact, -(2**31 - 1), 2**31 - 1)
                     shown[m, i, j] = seen(np.int64(exact), int(context_shift[m]), context)
-                    fine[m, i, j] = seen(np.int64(exact), int(t["spread"][m]) + 4, 2**24)
+                    finely[m, i, j] = seen(np.int64(exact), int(t["spread"][m]) + 4, 2**24)
         start += size
     return latents, means, tables

@@ -78,7 +78,7 @@ def test_the_judge_reads_golden_files_too(name: str) -> None:
         out[np.argsort(tables.ravel(), kind="stable")] = reader.get(np.bincount(tables.ravel(), minlength=80), model.entropy.tables)
         return out.reshape(tables.shape)
 
-    latents, _, _ = judge.decode(tensors, list(sizes.slices), list(sizes.turns), stream.quality, z, (height, width), symbols_of)
+    latents, _, _ = judge.decode(tensors, list(sizes.slices), list(sizes.turns), sizes.fine, stream.quality, z, (height, width), symbols_of)
     facts = json.loads((GOLDEN / f"{name}.json").read_text())
     assert hashlib.sha256(latents.astype("<i4").tobytes()).hexdigest() == facts["latents_sha256"]
 

@@ -59,9 +59,9 @@ def violent(seed: int, single: bool, sizes: Sizes = TINY_SIZES) -> dict[str, tor
         # As if all turns were at once.
         parts = [f"{layer}.weight", *(f"{part}.weight" for part in sizes.ever_added(layer))]
         reach = [int(limits[0 if layer.endswith("conv1") else 2]), *[int(limits[1])] * (len(parts) - 1)]
-        fine = layer.startswith("slices.") and sizes.fine(int(layer.split(".")[1]))
+        fine = layer.startswith("slices.") and int(layer.split(".")[1]) < sizes.fine
         if fine:
-            reach = [x if part.endswith((".features.weight", ".context.weight")) else 1 << 24 for part, x in zip(parts, reach, strict=True)]
+            reach = [x if part.endswith(".features.weight") else 1 << 24 for part, x in zip(parts, reach, strict=True)]
         small = single and not fine
         budget = (1 << 24) if small else (1 << 53)
         shift = rng.integers(-12, 13 if small else 31, tensors[name].shape)
@@ -104,11 +104,11 @@ def first_layout(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch
     return out
 
 
-FIRST_SIZES = dataclasses.replace(TINY_SIZES, slices=(4, 3, 5), turns=())
+FIRST_SIZES = dataclasses.replace(TINY_SIZES, slices=(4, 3, 5), turns=(), fine=0)
 """As the first models of the profile have them."""
 sizes_drawn = st.sampled_from(
-    [TINY_SIZES, dataclasses.replace(TINY_SIZES, kernel=1), dataclasses.replace(TINY_SIZES, slices=(12,), turns=(4,)), FIRST_SIZES,
-     Sizes(side=1, analysis=1, synthesis=1, features=1, slices=(1, 1, 1), width=1, turns=(1, 7, 2))]
+    [TINY_SIZES, dataclasses.replace(TINY_SIZES, kernel=1), dataclasses.replace(TINY_SIZES, slices=(12,), turns=(4,), fine=0), FIRST_SIZES,
+     Sizes(side=1, analysis=1, synthesis=1, features=1, slices=(1, 1, 1), width=1, turns=(1, 7, 2), fine=2)]
 )  # fmt: skip
 
 
@@ -139,14 +139,14 @@ def test_the_judge_gets_the_same_integers(seed: int, kind: str, sizes: Sizes, he
         entropy = entropy_of(tensors, sizes)
     way = torch.float64 if kind in ("double", "first layout") else torch.float32
     way = torch.int8 if kind == "bytes" and fixedpoint.byte_products() else way
-    assert {layer.dtype for layer in layers_of(entropy)} == {way, *([torch.float64] if 7 in sizes.turns else [])}
+    assert {layer.dtype for layer in layers_of(entropy)} == {way, *([torch.float64] if sizes.fine else [])}
     latents, means, tables = run(entropy, z, quality, symbols)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def given(first: int, where: list[tuple[int, int]], means: np.ndarray, tables: np.ndarray) -> np.ndarray:
         return symbols[first : first + len(means), [i for i, _ in where], [j for _, j in where]]
 
-    expected = judge.decode(arrays, list(sizes.slices), list(sizes.turns), quality, z, (height, width), given)
+    expected = judge.decode(arrays, list(sizes.slices), list(sizes.turns), sizes.fine, quality, z, (height, width), given)
     for ours, judged in zip((latents, means, tables), expected, strict=True):
         np.testing.assert_array_equal(ours, judged)
 
@@ -449,6 +449,8 @@ def test_damaged_model_files(change: str) -> None:
         {"sizes": {**dataclasses.asdict(TINY_SIZES), "turns": [7, 4, 2, 3]}},
         {"sizes": {**dataclasses.asdict(TINY_SIZES), "turns": []}},
         {"sizes": {**dataclasses.asdict(TINY_SIZES), "turns": 4}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "fine": 5}},
+        {"sizes": {**dataclasses.asdict(TINY_SIZES), "fine": None}},
     ],
 )
 def test_metadata_that_do_not_fit(claim: dict[str, object]) -> None:
@@ -460,7 +462,7 @@ def test_metadata_that_do_not_fit(claim: dict[str, object]) -> None:
 def test_the_file_says_what_its_sizes_are(tiny_hyper: Model) -> None:
     assert sizes_of(tiny_hyper.metadata) == TINY_SIZES
     assert tiny_hyper.entropy.sizes == TINY_SIZES
-    old = {name: value for name, value in dataclasses.asdict(FIRST_SIZES).items() if name != "turns"}
+    old = {name: value for name, value in dataclasses.asdict(FIRST_SIZES).items() if name not in ("turns", "fine")}
     assert sizes_of({"sizes": {**old, "slices": list(FIRST_SIZES.slices)}}) == FIRST_SIZES
     assert load(tiny_hyper_bytes())["slices.0.features.weight"].dtype == torch.int8
 

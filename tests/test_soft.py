@@ -33,14 +33,14 @@ def test_the_hyperprior_decodes_as_the_exact_one(quality: int) -> None:
     for name in ("side_shift", "context_shift"):
         tensors[name] -= 8
     for name in [name for name in tensors if name.endswith(".shift")]:
-        finely = name.startswith("slices.") and TINY_SIZES.fine(int(name.split(".")[1]))
+        finely = name.startswith("slices.") and int(name.split(".")[1]) < TINY_SIZES.fine
         wide = name.endswith(".last.shift")
         if wide and not finely:
             tensors[name] += 8
         if not finely:
             bias = name.replace(".shift", ".bias")
             tensors[bias] = tensors[bias] << 8
-    for name in [name for name in tensors if ".own." in name and name.endswith(".bias") and not name.startswith("slices.0.")]:
+    for name in [name for name in tensors if ".own." in name and name.endswith(".bias") and int(name.split(".")[1]) >= TINY_SIZES.fine]:
         tensors[name] = tensors[name] << 8
     tensors["features_bias"] = tensors["features_bias"] << 8
     # Means that do not grow from turn to turn.

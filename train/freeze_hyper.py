@@ -28,9 +28,9 @@ FINE_WEIGHT_LIMIT, FINE_SUM_LIMIT = (1 << 15) - 1, 1 << 52
 """Of the slices that are computed finely, in double precision."""
 HEADROOM = 2.0
 """Maps have room for so much more than the largest number that was measured; what is larger still is clamped."""
-CONTEXT_HEADROOM = 0.5
+CONTEXT_HEADROOM = 0.25
 """Latents that later slices see are clamped sooner, for the many small ones to be seen in finer steps,"""
-CONTEXT_REACH = 2
+CONTEXT_REACH = 1
 """though at no less than so many spreads of their channel."""
 QUIET = 1 / 16
 """A channel that was measured to be smaller than this share of the largest has room for as much."""
@@ -185,7 +185,7 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
     out |= integer_layer("hyper_synthesis.conv1", model.hyper_synthesis.conv1, side, coarse.repeat_interleave(4))
     out |= integer_layer("hyper_synthesis.conv2", model.hyper_synthesis.conv2, coarse, features.repeat_interleave(4), extra=bias)
     for k, part in enumerate(model.slices):
-        fine = model.sizes.fine(k)
+        fine = k < model.sizes.fine
         units = torch.full((model.sizes.width,), float(BITS), dtype=torch.float64)
         first, hidden = (units, units) if fine else (places[f"slices.{k}.hidden"], places[f"slices.{k}.last"])
         reach = LIMIT if fine else RECTIFIED_LIMIT
@@ -201,16 +201,15 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
 
 
 def _added(model: HyperModel, layer: str, seen: Tensor) -> list[Added]:
-    """What is added to a layer's sum. Latents are in units of their spread, with `seen` places, or 12 where a fine slice sees itself."""
+    """What is added to a layer's sum. Latents are in units of their spread, with `seen` places, or 12 where a fine slice sees them."""
     out = []
-    fine = model.sizes.fine(int(layer.split(".")[1]))
+    fine = int(layer.split(".")[1]) < model.sizes.fine
     for name, channels in model.sizes.ever_added(layer).items():
         convolution = model.get_submodule(name)
         assert isinstance(convolution, nn.Conv2d)
-        finely = fine and ".context" not in name
-        into = torch.full_like(seen[channels], BITS) if finely else seen[channels]
+        into = torch.full_like(seen[channels], BITS) if fine else seen[channels]
         into = into.repeat(convolution.in_channels // len(into))
-        out.append(Added(name, convolution, into, LIMIT if finely else SIGNED_LIMIT))
+        out.append(Added(name, convolution, into, LIMIT if fine else SIGNED_LIMIT))
     return out
 
 

@@ -35,6 +35,8 @@ from train.vae import GaussianVAE
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
 PEAK = 255**2
+FINE = 2
+"""Slices of a model with seven turns whose networks are frozen in more than eight bits."""
 
 
 class TrainingError(Exception):
@@ -82,9 +84,8 @@ def weights_of(lambdas: Tensor) -> Tensor:
 def sizes_for(config: Config) -> Sizes:
     """Widths of the hyperprior's networks, in proportion to those of the transforms."""
     n = config.filters
-    return Sizes(
-        side=max(1, n // 2), analysis=n, synthesis=max(1, 3 * n // 4), features=n, slices=config.slices, turns=config.turns, width=n
-    )
+    widths = {"side": max(1, n // 2), "analysis": n, "synthesis": max(1, 3 * n // 4), "features": n, "width": n}
+    return Sizes(**widths, slices=config.slices, turns=config.turns, fine=min(FINE, len(config.slices)) if 7 in config.turns else 0)
 
 
 def network(config: Config) -> RateDistortion | GaussianVAE:
