@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLES, tiny_model_bytes
+
+import codec
+from codec import registry
+from tools import integers
+
+QUALITIES = [20, 90]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("integers")
+    options = ["--crops", "1", "--shown", "1", "--side", "128", "--qualities", *map(str, QUALITIES), "--out", str(folder)]
+    assert integers.main([str(SAMPLES), *options]) == 0
+    return folder
+
+
+def test_the_rows_are_the_bits_of_the_tables(out: Path) -> None:
+    with (out / "integers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["quality"]) for row in rows] == QUALITIES
+    ((name, pixels),) = integers.crops_of(SAMPLES, 1, 128)
+    model = codec.load("hyperprior-1", "fp32")
+    y = model.analyse(pixels)
+    for row in rows:
+        quality = int(row["quality"])
+        assert row["photograph"] == name and int(row["pixels"]) == 128 * 128
+        assert float(row["file"]) == pytest.approx(sum(model.entropy.bits(y, quality)), abs=0.1)
+        # A real payload ends on a whole word.
+        assert float(row["file"]) <= 8 * len(model.entropy.encode(y, quality)) <= 1.001 * float(row["file"]) + 64
+        assert float(row["file"]) == pytest.approx(float(row["floats"]), rel=0.005) and row["file"] != row["floats"]
+        # One photograph shows too little of how far maps reach.
+        assert float(row["frozen"]) == pytest.approx(float(row["floats"]), rel=0.05) and row["frozen"] != row["file"]
+
+
+def test_the_table_says_what_the_rows_do(out: Path) -> None:
+    with (out / "integers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = (out / "integers.md").read_text().splitlines()[4:]
+    for row, line in zip(rows, lines, strict=True):
+        cost = 100 * (float(row["frozen"]) / float(row["floats"]) - 1)
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == row["quality"] and float(cells[3].removesuffix(" %").replace("−", "-")) == pytest.approx(cost, abs=6e-4)
+
+
+def test_float_weights_are_those_of_training() -> None:
+    model = codec.load("hyperprior-1", "fp32")
+    thawed = integers.thaw(model, registry.path_of("hyperprior-1"))
+    weights = model.entropy.float_weights()
+    state = thawed.state_dict()
+    for name, tensor in weights.items():
+        if name != "features_bias":
+            assert torch.equal(tensor, state[name]), name
+    assert weights["features_bias"].shape == (model.qualities, 128)
+    np.testing.assert_allclose(weights["features_bias"][[0, -1]], state["features_bias"][[0, -1]], atol=1e-6)
+
+
+def test_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert integers.main([str(SAMPLES), "--crops", "9", "--out", str(tmp_path)]) == 2
+    assert "too few photographs" in capsys.readouterr().err
+    factorized = tmp_path / "tiny.safetensors"
+    factorized.write_bytes(tiny_model_bytes())
+    options = ["--crops", "1", "--shown", "1", "--side", "64", "--qualities", "1"]
+    assert integers.main([str(SAMPLES), "--model", str(factorized), *options, "--out", str(tmp_path)]) == 2
+    assert "profile 2" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]
