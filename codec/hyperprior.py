@@ -14,6 +14,10 @@ Latents, means and steps are in units of 2⁻¹⁶, and latents at most 2¹⁵ i
 The units of maps within the networks are nobody's business but the weights'. What leaves them is in units of 2⁻¹²: μ, to be multiplied by
 2^spread, a power of two for each channel, and log2 σ, from which the spread is left out.
 
+In a model file, `limits` are those of z, of ŷ, and of rectified maps; `*.weight` and `*.bias` are integers, and `*.shift` has a number
+for each output. `features_bias`, a row for each quality, adds to the bias of `hyper_synthesis.conv2`, each number to the four outputs that
+become one channel. The profile's first files have none of `limits`, `side_shift` and `context_shift`: `_numbers` says what they mean.
+
 A payload is one run of the coder (`codec/coder.py`, `Writer`): a section for z, channel by channel with the tables of `z_density`, then
 one for each slice, its symbols sorted by table and, within a table, channel by channel in row-major order.
 """
@@ -317,12 +321,14 @@ class Hyperprior:
             raise ModelError("the model gives latents that are out of range")
         z = self.side_information(y, quality)
         put(z.ravel(), np.full(len(z), z[0].size, np.int64), self.z_tables(quality))
-        exact = torch.from_numpy(y).double().mul_(1 << STEP_BITS)
-        steps = torch.from_numpy(self.steps[quality - 1][:, None, None])
+        exact = torch.from_numpy(y)
+        steps = torch.from_numpy(self.steps[quality - 1][:, None, None]).float()
 
         def code(k: int, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
             own = slice(self.sizes.starts[k], self.sizes.starts[k] + self.sizes.slices[k])
-            symbols = _rounded(exact[own].sub_(torch.from_numpy(means)).div_(steps[own]))
+            # Single precision holds means exactly, and which way a tie is rounded is the encoder's choice.
+            residual = exact[own].mul(1 << STEP_BITS).sub_(torch.from_numpy(means).float())
+            symbols = _rounded(residual.div_(steps[own]))
             order, counts = _by_table(tables)
             put(symbols.reshape(-1)[order], counts, self.tables)
             return symbols
@@ -436,8 +442,8 @@ def _seen(exact: Tensor, shift: Integers, kind: Kind) -> Tensor:
 
 
 def _rounded(x: Tensor) -> Symbols:
-    """The nearest integers to float64 numbers, which are overwritten. Raises `ModelError` when they are out of range."""
-    lowest, highest = x.round_().aminmax()
+    """The nearest integers to numbers, which are overwritten. Raises `ModelError` when they are out of range."""
+    lowest, highest = (float(extreme) for extreme in x.round_().aminmax())
     if not (lowest >= -LATENT_LIMIT and highest <= LATENT_LIMIT):  # nor for NaN
         raise ModelError("the model gives latents that are out of range")
     return np.asarray(x.int().numpy(), np.int32)
