@@ -8,11 +8,12 @@ import json
 import judge
 import numpy as np
 import pytest
+import torch
 from make_golden import GOLDEN, facts_of
 from safetensors.numpy import load_file
 
 import codec
-from codec import container
+from codec import container, fixedpoint
 from codec.coder import Reader
 from codec.model import Model, from_bytes
 
@@ -21,7 +22,11 @@ NAMES = sorted(p.stem for p in GOLDEN.glob("*.rdae"))
 
 def model_of(name: str) -> Model:
     untrained = name.partition("-")[0]
-    return from_bytes((GOLDEN / f"{untrained}.safetensors").read_bytes(), name) if untrained in ("tiny", "hyper") else codec.load(name)
+    return (
+        from_bytes((GOLDEN / f"{untrained}.safetensors").read_bytes(), name)
+        if untrained in ("tiny", "hyper", "bytes")
+        else codec.load(name)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,13 +53,21 @@ def test_every_kind_of_stream_has_a_golden_file() -> None:
 
 def test_every_kind_of_stream_of_the_second_profile_has_a_golden_file() -> None:
     assert {f"hyper-{kind}" for kind in ("photograph", "one-pixel", "tiled", "grey-alpha-tiled", "escapes")} <= set(NAMES)
+    assert {"bytes-photograph", "bytes-escapes"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", ["hyper-photograph", "hyper-escapes"])
+def test_processors_without_products_of_bytes_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixedpoint, "byte_products", lambda: False)
+    for name in ("bytes-photograph", "bytes-escapes"):
+        assert model_of(name).entropy._fine.dtype == torch.float32
+        test_golden_file(name)
+
+
+@pytest.mark.parametrize("name", ["hyper-photograph", "hyper-escapes", "bytes-photograph", "bytes-escapes"])
 def test_the_judge_reads_golden_files_too(name: str) -> None:
     """Plain NumPy turns the symbols of a golden stream into the latents that its facts name."""
     model, stream = model_of(name), container.read((GOLDEN / f"{name}.rdae").read_bytes())
-    tensors = load_file(GOLDEN / "hyper.safetensors")
+    tensors = load_file(GOLDEN / f"{name.partition('-')[0]}.safetensors")
     height, width = -(-stream.height // 16), -(-stream.width // 16)
     reader, sizes = Reader(stream.latents), model.entropy.sizes
     shape = (sizes.side, -(-height // 4), -(-width // 4))
