@@ -47,7 +47,7 @@ def violent(seed: int, single: bool, sizes: Sizes = TINY_SIZES) -> dict[str, tor
         shift = rng.integers(-12, 13 if single else 31, tensors[name].shape)
         room = budget - (1 << 32 if not single else 1 << 14)
         total = sum(tensors[p].double().abs().flatten(1).sum(1) * x for p, x in zip(parts, reach, strict=False))
-        factor = min(room / float(total.max()), 2.0 if single else 2.0**23)
+        factor = min(room / max(float(total.max()), 1.0), 2.0 if single else 2.0**23)
         total = 0
         for part, x in zip(parts, reach, strict=False):
             tensors[part] = (tensors[part].double() * factor).trunc().to(torch.int32)
