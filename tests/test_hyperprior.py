@@ -67,7 +67,7 @@ def violent(seed: int, single: bool, sizes: Sizes = TINY_SIZES) -> dict[str, tor
         shift = rng.integers(-12, 13 if small else 31, tensors[name].shape)
         room = budget - (1 << 14 if small else 1 << 32)
         total = sum(tensors[p].double().abs().flatten(1).sum(1) * x for p, x in zip(parts, reach, strict=True))
-        factor = min(room / float(total.max()), 2.0 if small else 2.0**23)
+        factor = min(room / max(float(total.max()), 1.0), 2.0 if small else 2.0**23)
         total = 0
         for part, x in zip(parts, reach, strict=True):
             tensors[part] = (tensors[part].double() * factor).trunc().to(torch.int32)
