@@ -38,7 +38,7 @@ def test_the_rows_are_the_bits_of_the_tables(out: Path) -> None:
         assert float(row["file"]) <= 8 * len(model.entropy.encode(y, quality)) <= 1.001 * float(row["file"]) + 64
         assert float(row["file"]) == pytest.approx(float(row["floats"]), rel=0.005) and row["file"] != row["floats"]
         # One photograph shows too little of how far maps reach.
-        assert float(row["frozen"]) == pytest.approx(float(row["floats"]), rel=0.05) and row["frozen"] != row["file"]
+        assert float(row["frozen"]) == pytest.approx(float(row["floats"]), rel=0.1) and row["frozen"] != row["file"]
 
 
 def test_the_table_says_what_the_rows_do(out: Path) -> None:

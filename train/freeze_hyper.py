@@ -28,9 +28,9 @@ FINE_WEIGHT_LIMIT, FINE_SUM_LIMIT = (1 << 15) - 1, 1 << 52
 """Of the slices that are computed finely, in double precision."""
 HEADROOM = 2.0
 """Maps have room for so much more than the largest number that was measured; what is larger still is clamped."""
-CONTEXT_HEADROOM = 0.25
+CONTEXT_HEADROOM = 0.35
 """Latents that later slices see are clamped sooner, for the many small ones to be seen in finer steps,"""
-CONTEXT_REACH = 1
+CONTEXT_REACH = 1.5
 """though at no less than so many spreads of their channel."""
 QUIET = 1 / 16
 """A channel that was measured to be smaller than this share of the largest has room for as much."""
