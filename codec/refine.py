@@ -93,8 +93,9 @@ def refine(
 
     They minimise bits + weight · squared error by so many steps of Adam, in units of the quantiser's steps; `tick` is called after each.
     """
-    # Few steps must be long ones, and there is little time to forget where the integers are.
-    rate, alpha = min(0.1, 0.2 / math.sqrt(iterations)), min(5.0, max(0.5, 36 / iterations))
+    # Few steps must be long ones, and there is little time to forget where the integers are. Nor does it help to forget them for long:
+    # where neighbours give means, what lies between two integers tells them more than will be coded.
+    rate, alpha = min(0.1, 0.2 / math.sqrt(iterations)), min(5.0, max(3.0, 36 / iterations))
     start = [y / entropy.step] + ([] if side is None else [side])
     values = [value.clone().requires_grad_() for value in start]
     moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]

@@ -30,7 +30,7 @@ from codec.transforms import STRIDE
 if TYPE_CHECKING:
     from codec.model import Model
 
-ITERATIONS: Final = (0, 3, 5, 8, 12, 17, 24, 34, 48, 64)
+ITERATIONS: Final = (0, 3, 5, 8, 12, 15, 18, 22, 28, 34)
 """Gradient steps of each effort."""
 Latents = npt.NDArray[np.float32]
 
