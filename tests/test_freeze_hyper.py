@@ -128,8 +128,8 @@ def test_means_and_scales_follow_the_floats(real: tuple[HyperModel, Model]) -> N
     model.entropy.run(z, quality, 18, 28, code)
     for mean_error, table_error in errors:
         assert mean_error.mean() < 0.015 and np.quantile(mean_error, 0.999) < 0.2
-        # The nearest table is up to half a table away, and a quarter in the mean.
-        assert table_error.mean() < 0.35 and np.quantile(table_error, 0.999) < 3
+        # The nearest table is up to half a table away, and a quarter in the mean; eight bits add as much.
+        assert table_error.mean() < 0.6 and np.quantile(table_error, 0.999) < 4
 
 
 def test_a_frozen_file_is_what_is_used(trained: HyperModel, frozen: Model, tmp_path: Path) -> None:

