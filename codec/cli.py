@@ -21,7 +21,7 @@ examples:
   rdae compress photo.png                     writes photo.rdae
   rdae compress photo.png -o small.rdae --verify
   rdae compress photo.png --size 50k          the best quality in 50,000 bytes
-  rdae compress photo.png --effort 4          a smaller file at the same PSNR, in more time
+  rdae compress photo.png --effort 4          a better file for its size, in more time
   rdae compress PHOTOS -r -o OUT --jobs 4     a folder and what is below it; what is done already is skipped
   cat photo.png | rdae compress - > photo.rdae
 """
