@@ -29,7 +29,8 @@ from codec.coder import Symbols
 from codec.errors import ImageError, ModelError, UnknownModelError
 from codec.factorized import Factorized
 from codec.frozen import FrozenDensity
-from codec.hyperprior import Hyperprior, sizes_of
+from codec.hyperprior import Hyperprior
+from codec.layout import sizes_of
 from codec.tiles import Box
 
 Pixels = npt.NDArray[np.uint8]

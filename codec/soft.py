@@ -18,7 +18,8 @@ from torch import Tensor
 from codec.costs import Costs
 from codec.factorized import Factorized
 from codec.frozen import STEP_BITS
-from codec.hyperprior import BITS, LOWEST_OCTAVE, PER_OCTAVE, TABLES, Hyperprior, places
+from codec.hyperprior import BITS, Hyperprior
+from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, mask
 
 Relax = Callable[[Tensor], Tensor]
 
@@ -71,8 +72,7 @@ class SoftHyperprior:
             symbols, mean, table = (torch.zeros_like(y[:, own]) for _ in range(3))
             for turn in range(count):
                 known = (symbols * self.step[own] + mean) / self._spread[own]
-                here = torch.zeros(y.shape[2:], dtype=torch.bool)
-                here[places(count, turn, y.shape[2], y.shape[3])] = True
+                here = torch.from_numpy(mask(count, turn, y.shape[2], y.shape[3]))
                 m, t = self._means_and_tables(k, turn, common, known)
                 m, t = m * self._spread[own], t + self._known[own]
                 mean, table = torch.where(here, m, mean), torch.where(here, t, table)

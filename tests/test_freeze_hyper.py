@@ -11,7 +11,8 @@ import codec
 from codec import fixedpoint, registry
 from codec import image as images
 from codec import model as models
-from codec.hyperprior import BITS, LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, sizes_of
+from codec.hyperprior import BITS
+from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, sizes_of
 from codec.model import Model
 from train import freeze, freeze_hyper
 from train.config import Config

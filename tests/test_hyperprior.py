@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 import codec
-from codec import cli, container, decoder, fixedpoint, hyperprior
+from codec import cli, container, decoder, fixedpoint, hyperprior, layout
 from codec import model as models
 from codec import picture as pictures
 from codec.coder import Writer
 from codec.encoder import Encoder
 from codec.errors import FormatError, ModelError
-from codec.hyperprior import Hyperprior, Sizes, sizes_of
+from codec.hyperprior import Hyperprior
+from codec.layout import Sizes, sizes_of
 from codec.model import Model
 
 
@@ -190,7 +191,7 @@ def test_each_turn_is_told_what_the_ones_before_it_were(tiny_hyper: Model) -> No
         changed[channels, row, column] = 9
         differs = run(tiny_hyper.entropy, z, 2, changed)[1] != before
         assert not differs[: own.start].any()
-        turns = np.tile(hyperprior.SQUARES[7 if reach == 2 else 2], (5, 5))[:9, :9]
+        turns = np.tile(layout.SQUARES[7 if reach == 2 else 2], (5, 5))[:9, :9]
         turns = turns - turns[row, column]
         places = np.argwhere(differs[own].any(axis=0))
         # Where a map is at its limit, or at zero, a change need not show; further turns see what it did to the next one.
@@ -200,11 +201,11 @@ def test_each_turn_is_told_what_the_ones_before_it_were(tiny_hyper: Model) -> No
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 2), (9, 8)])
-@pytest.mark.parametrize("count", list(hyperprior.SQUARES))
+@pytest.mark.parametrize("count", list(layout.SQUARES))
 def test_every_place_has_one_turn(count: int, height: int, width: int) -> None:
     seen = np.zeros((height, width), int)
     for turn in range(count):
-        seen[hyperprior.places(count, turn, height, width)] += 1
+        seen[layout.places(count, turn, height, width)] += 1
     assert (seen == 1).all()
 
 

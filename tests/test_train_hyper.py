@@ -6,7 +6,7 @@ import torch
 from conftest import SAMPLES
 
 from codec import image as images
-from codec.hyperprior import LOWEST_OCTAVE, Sizes
+from codec.layout import LOWEST_OCTAVE, Sizes
 from train.hyper import HyperModel, Shape, _noise_for
 from train.objective import RateDistortion
 

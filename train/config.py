@@ -15,6 +15,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from codec.layout import SQUARES
+
 LADDER = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)
 """The field's λ for mean squared error on 0…255."""
 
@@ -55,6 +57,9 @@ class Config:
     allocate_every: int = _option(
         500, "steps between searches for the best gains of a ladder, with --quantiser mixed; 0 learns them by gradients"
     )
+    thrift: float = _option(
+        0.05, "with --entropy hyperprior: how much squared error, in squared steps, a saved bit is worth when a latent is rounded; 0: none"
+    )
     distortion: str = _option(
         "mse", "what λ multiplies: mean square or mean size of errors on 0…255, or 1 - MS-SSIM", choices=("mse", "l1", "ms-ssim")
     )
@@ -89,7 +94,7 @@ class Config:
         if self.entropy == "hyperprior":
             if min(self.slices) < 1 or sum(self.slices) != self.latents:
                 raise ConfigError(f"--slices: {' + '.join(map(str, self.slices))} must be positive and add up to --latents {self.latents}")
-            if self.turns and (len(self.turns) != len(self.slices) or not set(self.turns) <= {1, 2, 4, 7}):
+            if self.turns and (len(self.turns) != len(self.slices) or not set(self.turns) <= set(SQUARES)):
                 raise ConfigError(
                     f"--turns: {' '.join(map(str, self.turns))} must be 1, 2, 4 or 7 for each of the {len(self.slices)} slices"
                 )
@@ -100,6 +105,8 @@ class Config:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
         if self.init == "klt" and not self.codes:
             raise ConfigError("--init: klt suits neither ReLU nor a variational autoencoder; orthogonal does")
+        if not 0 <= self.thrift < 1:
+            raise ConfigError("--thrift: lies in 0…1, without 1")
         if not 0 <= self.ema < 1:
             raise ConfigError("--ema: lies in 0…1, without 1")
         if not 0 <= self.decay <= 1 or self.warmup < 0 or self.early_steps < 0 or self.threads < 0 or self.allocate_every < 0:

@@ -36,7 +36,7 @@ from codec import model as models
 from codec import picture as pictures
 from codec.encoder import Encoder
 from codec.errors import RdaeError
-from codec.hyperprior import Sizes
+from codec.layout import Sizes
 from codec.model import Model
 
 PERMITTED = 1 << 20
