@@ -6,11 +6,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from codec import coder, container
 from codec.coder import Symbols, Tables
-from codec.errors import ModelError
 from codec.frozen import STEP_BITS, FrozenDensity
+from codec.rounding import Savings
 
 
 class Factorized:
@@ -18,13 +19,18 @@ class Factorized:
 
     profile: Final = container.FACTORIZED
 
-    def __init__(self, density: FrozenDensity, steps: npt.NDArray[np.int64]) -> None:
-        """`steps` are the Q×M quantiser steps. Raises ValueError when the density has another number of channels."""
+    def __init__(self, density: FrozenDensity, steps: npt.NDArray[np.int64], thrift: npt.NDArray[np.float64] | None = None) -> None:
+        """`steps` are the Q×M quantiser steps, `thrift` that of each quality (`codec/rounding.py`), None for none.
+
+        Raises ValueError when the density has another number of channels.
+        """
         if len(density.scale) != steps.shape[1]:
             raise ValueError("steps and density do not fit each other")
         self.density = density
         self.steps = steps
+        self.thrift = np.zeros(len(steps)) if thrift is None else thrift
         self._tables: dict[int, Tables] = {}
+        self._savings: dict[int, Savings] = {}
 
     def in_precision(self, precision: str) -> Factorized:
         """The same model: it has no floating-point network."""
@@ -37,15 +43,17 @@ class Factorized:
         return self._tables[quality]
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
-        """Symbols round(y / Δ), int32, of latents M×h×w. Raises `ModelError` when they are out of range."""
+        """Symbols round(y / Δ), int32, or thriftily rounded ones, of latents M×h×w. Raises `ModelError` when they are out of range."""
         gain = ((1 << STEP_BITS) / self.steps[quality - 1])[:, None, None]
+        thrift = float(self.thrift[quality - 1])
+        if quality not in self._savings:
+            self._savings[quality] = Savings(self.tables(quality))
+        savings = self._savings[quality]
         symbols = np.empty(y.shape, np.int32)
         for first, last in coder.groups(y.shape):
             scaled = y[first:last] * gain[first:last]
-            # Not a number is not within the limit either.
-            if not (np.abs(scaled) <= (1 << 31) - 1).all():
-                raise ModelError("the model gives latents that are out of range")
-            symbols[first:last] = np.rint(scaled, out=scaled)
+            tables = torch.arange(first, last)[:, None, None].expand(scaled.shape)
+            symbols[first:last] = savings.rounded(torch.from_numpy(scaled), tables, thrift)
         return symbols
 
     def encode(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> bytes:

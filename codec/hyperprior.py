@@ -20,10 +20,10 @@ for each output. `features_bias`, a row for each quality, adds to the bias of `h
 become one channel. The profile's first files have none of `limits`, `side_shift` and `context_shift`: `_numbers` says what they mean.
 
 Turns, after the checkerboard of He et al. 2021: the places of a slice are coded in 1, 2, 4 or 7 of them, as `layout.SQUARES` deals them
-out; within a turn, all places are computed at once. Nearly all that neighbours share is in the first slice, the coarsest channels: its seven
-turns go from every fourth place of every fourth row to all, with kernels of 5×5 that reach across the gaps, and a linear path from its
-neighbours to its means. That takes more than eight bits: in the first slices, `Sizes.fine` of them, networks see latents in units of 2⁻¹²
-of their spread, and are as fine within. Beside signed latents, networks are shown their sizes, which is what scales follow from.
+out; within a turn, all places are computed at once. Nearly all that neighbours share is in the first slice, the coarsest channels: its
+seven turns go from every fourth place of every fourth row to all, with kernels of 5×5 that reach across the gaps, and a linear path from
+its neighbours to its means. That takes more than eight bits: in the first slices, `Sizes.fine` of them, networks see latents in units of
+2⁻¹² of their spread, and are as fine within. Beside signed latents, networks are shown their sizes, which is what scales follow from.
 
 A payload is one run of the coder (`codec/coder.py`, `Writer`): a section for z, channel by channel with the tables of `z_density`, then
 one for each turn of each slice, its symbols sorted by table and, within a table, channel by channel in row-major order.
@@ -50,6 +50,7 @@ from codec.fixedpoint import LIMIT, MAX_SHIFT, Kind, Layer
 from codec.frozen import STEP_BITS, FrozenDensity
 from codec.inference import PRECISIONS
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, places, shapes
+from codec.rounding import Savings
 
 BITS: Final = 12
 """The networks give means and logarithms in units of 2⁻¹²."""
@@ -73,9 +74,13 @@ class Hyperprior:
 
     profile: Final = container.HYPERPRIOR
 
-    def __init__(self, tensors: Mapping[str, Tensor], steps: Integers, sizes: Sizes) -> None:
-        """`steps` are the Q×M quantiser steps. Raises ValueError or KeyError when the tensors are not those of such a model."""
+    def __init__(self, tensors: Mapping[str, Tensor], steps: Integers, sizes: Sizes, thrift: npt.NDArray[np.float64] | None = None) -> None:
+        """`steps` are the Q×M quantiser steps, `thrift` that of each quality (`codec/rounding.py`), None for none.
+
+        Raises ValueError or KeyError when the tensors are not those of such a model.
+        """
         qualities, self.latents = steps.shape
+        self.thrift = np.zeros(qualities) if thrift is None else thrift
         self.sizes = sizes
         self.steps = steps
         if sum(sizes.slices) != self.latents:
@@ -148,6 +153,10 @@ class Hyperprior:
     def tables(self) -> Tables:
         """The tables for latents, from the narrowest to the widest; the same for all qualities."""
         return self.shape.tables(self._shape_steps)
+
+    @cached_property
+    def _savings(self) -> Savings:
+        return Savings(self.tables)
 
     @cached_property
     def least_bits(self) -> float:
@@ -305,7 +314,7 @@ class Hyperprior:
         def code(own: slice, at: Integers, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
             # Single precision holds means exactly, and which way a tie is rounded is the encoder's choice.
             residual = exact[own, torch.from_numpy(at)].mul_(1 << STEP_BITS).sub_(torch.from_numpy(means).float())
-            symbols = _rounded(residual.div_(steps[own]))
+            symbols = self._savings.rounded(residual.div_(steps[own]), torch.from_numpy(tables), float(self.thrift[quality - 1]))
             order, counts = _by_table(tables)
             put(symbols.reshape(-1)[order], counts, self.tables)
             return symbols

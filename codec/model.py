@@ -78,10 +78,18 @@ class Model:
         """How latents become bytes: by the profile that the metadata name."""
         profile = self.metadata.get("profile", "factorized")
         if profile == container.PROFILES[container.HYPERPRIOR]:
-            return Hyperprior(tensors, self.steps, sizes_of(self.metadata))
+            return Hyperprior(tensors, self.steps, sizes_of(self.metadata), self._thrift())
         if profile != container.PROFILES[container.FACTORIZED]:
             raise ValueError(f"its profile is {profile!r}")
-        return Factorized(FrozenDensity(*(_integers(tensors[f"density.{part}"]) for part in ("grid", "scale", "cdf"))), self.steps)
+        density = FrozenDensity(*(_integers(tensors[f"density.{part}"]) for part in ("grid", "scale", "cdf")))
+        return Factorized(density, self.steps, self._thrift())
+
+    def _thrift(self) -> npt.NDArray[np.float64]:
+        """How thriftily each quality is rounded, between the rungs that the metadata name; not at all where they name none."""
+        rungs = np.array(self.metadata.get("thrift", [0.0]), np.float64)
+        if rungs.ndim != 1 or not len(rungs) or not ((rungs >= 0) & (rungs < 1)).all():
+            raise ValueError("thrift is out of range")
+        return np.interp(np.linspace(0, 1, self.qualities), np.linspace(0, 1, len(rungs)), rungs)
 
     @property
     def qualities(self) -> int:

@@ -29,7 +29,7 @@ SIZES = Sizes(side=6, analysis=10, synthesis=10, features=12, slices=(2, 4, 6), 
 def trained() -> HyperModel:
     """A small model after some steps on fixed transforms, so that all of its networks say something."""
     torch.manual_seed(0)
-    model = HyperModel(LADDER, 8, 12, SIZES)
+    model = HyperModel(LADDER, 8, 12, SIZES, CONFIG.thrift)
     with torch.no_grad():
         y = model.latents(picture()[None])
         model.calibrate(y)
@@ -82,9 +82,8 @@ def real() -> tuple[HyperModel, Model]:
     rungs, sizes = tuple(metadata["lambdas"]), sizes_of(metadata)
     thawed = HyperModel(rungs, metadata["filters"], metadata["latents"], sizes).requires_grad_(False)
     thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(registry.path_of(name), rungs, "hyperprior")})
-    config = Config(
-        lambdas=rungs, filters=metadata["filters"], latents=metadata["latents"], slices=sizes.slices, turns=sizes.turns, quantiser="mixed"
-    )
+    shape = {"filters": metadata["filters"], "latents": metadata["latents"], "slices": sizes.slices, "turns": sizes.turns}
+    config = Config(lambdas=rungs, quantiser="mixed", thrift=thawed.thrift, **shape)
     return thawed, freeze.in_memory(thawed, config, crops())
 
 
@@ -216,7 +215,7 @@ def test_training_goes_on_where_a_frozen_model_stands(trained: HyperModel, tmp_p
     """Thawed, the networks code the same latents in the same bits as before, but for the rounding to integers and half precision."""
     path = tmp_path / "frozen.safetensors"
     path.write_bytes(models.to_bytes(freeze.tensors_of(trained, crops()), freeze._metadata(trained, CONFIG)))
-    thawed = HyperModel(LADDER, 8, 12, SIZES)
+    thawed = HyperModel(LADDER, 8, 12, SIZES, CONFIG.thrift)
     thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(path, LADDER, "hyperprior")})
     thawed.requires_grad_(False)
     assert torch.equal(thawed.log_spread, trained.log_spread)

@@ -68,13 +68,15 @@ def measure(
 ) -> list[dict[str, object]]:
     """A row for each quality and crop: bits in floating point, by the file's integers, and by those that it would be frozen to now."""
     thawed, own = thaw(model, path), model.entropy
-    again = Hyperprior(freeze_hyper.tensors(thawed, model.qualities, torch.from_numpy(np.stack(shown))), model.steps, thawed.sizes)
     assert isinstance(own, Hyperprior)
+    integers = freeze_hyper.tensors(thawed, model.qualities, torch.from_numpy(np.stack(shown)))
+    again = Hyperprior(integers, model.steps, thawed.sizes, own.thrift)
     rows: list[dict[str, object]] = []
     for name, pixels in coded:
         y = model.analyse(pixels)
         for quality in qualities:
             position = torch.tensor([(quality - 1) / max(model.qualities - 1, 1) * (len(thawed.log_gain) - 1)])
+            thawed.thrift = float(own.thrift[quality - 1])
             floats = sum(float(bits) for bits in thawed.code(torch.from_numpy(y)[None], position)[:2])
             rows.append(
                 {

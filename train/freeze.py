@@ -83,6 +83,7 @@ def _metadata(model: RateDistortion, config: Config) -> dict[str, Any]:
         "latents": config.latents,
         "lambdas": list(config.lambdas),
         "distortion": config.distortion,
+        **({"thrift": [config.thrift] * len(config.lambdas)} if isinstance(model, HyperModel) and config.thrift else {}),
         "default_quality": 1 if len(config.lambdas) == 1 else QUALITIES // 2,
     }
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from codec.density import HALF_KNOTS, SPACING, freeze, start_log_mass
 from codec.fixedpoint import LIMIT, MAX_SHIFT
 from codec.frozen import CDF_BITS, STEP_BITS, FrozenDensity
-from codec.hyperprior import BITS, LOWEST_OCTAVE, PER_OCTAVE, TABLES, Hyperprior
+from codec.hyperprior import BITS, Hyperprior
+from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES
 from codec.model import Model
 from train.hyper import HyperModel, Shape, at
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from codec.hyperprior import Sizes
+from codec.layout import Sizes
 from train import allocation, data, freeze, initialise
 from train.config import Config, difference
 from train.hyper import HyperModel
@@ -94,7 +94,7 @@ def network(config: Config) -> RateDistortion | GaussianVAE:
     if config.objective == "vae":
         return GaussianVAE(config.filters, config.latents, config.prior, gdn)
     if config.entropy == "hyperprior":
-        return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config))
+        return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config), config.thrift)
     return RateDistortion(config.lambdas, config.filters, config.latents, config.quantiser == "mixed", gdn)
 
 

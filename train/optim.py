@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 Select = Callable[[Tensor], Tensor]
+EVERY = 4
+"""Steps between SOAP's looks at the gradients' second moments; its basis follows them at every third."""
 
 
 def _phases(module: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:
@@ -37,11 +39,11 @@ def _matrices(module: nn.Module) -> Iterator[tuple[nn.Parameter, Select]]:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[nn.Parameter, Select]]:
-    """Each convolution's weight as outputs × phases × inputs × k × k, as (parameter, view of it) pairs."""
+    """Each convolution's weight as outputs × phases × inputs × k², as (parameter, view of it) pairs."""
     for layer, phases in _phases(module):
 
         def select(w: Tensor, phases: int = phases) -> Tensor:
-            return w.reshape(-1, phases, *w.shape[1:])
+            return w.reshape(-1, phases, w.shape[1], w.shape[2] * w.shape[3])
 
         yield layer.weight, select
 
@@ -79,15 +81,31 @@ class Muon(torch.optim.Muon):
 def soap(module: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
     """SOAP (Adam in Shampoo's eigenbasis, Vyas et al. 2024) from pytorch_optimizer, and the parameters that it trains.
 
-    It sees convolution weights as tensors with an axis each for outputs, phases, inputs, rows and columns, and so has small
+    It sees convolution weights as tensors with an axis each for outputs, phases, inputs and places, and so has small
     preconditioners. Build it after the module is on its device: the views share the weights' memory. Its state begins with
     the first gradient, whose step it leaves out.
+
+    As the library has it, it takes as long as the network on a few crops. Here, what turns gradients into the eigenbasis and back is
+    computed in bfloat16, as the network is, and the statistics are brought up to date at every fourth step: a third of the time.
     """
     # A heavy import, and few use it.
     from pytorch_optimizer import SOAP
 
+    class Frugal(SOAP):
+        def project(self, grad: Tensor, state: Any, *_: Any, project_type: str = "forward", **__: Any) -> Tensor:
+            x = grad.bfloat16()
+            for basis in state["Q"]:
+                # The first axis into the basis, or out of it, and to the end.
+                q = basis.to(x.dtype)
+                x = x.reshape(len(q), -1).t() @ (q if project_type == "forward" else q.t())
+            return x.reshape(grad.shape).float()
+
+        def update_pre_conditioner(self, grad: Tensor, state: Any, step: int, *args: Any, **more: Any) -> None:
+            if state["Q"] is None or step % EVERY == 0:
+                super().update_pre_conditioner(grad, state, step, *args, **more)
+
     sources = list(_tensors(module))
-    optimiser = SOAP(_views(sources), lr=lr, weight_decay=0.0)
+    optimiser = Frugal(_views(sources), lr=lr, weight_decay=0.0, precondition_frequency=3 * EVERY)
     optimiser.register_step_pre_hook(lambda *_: _hand_over(optimiser.param_groups[0]["params"], sources))
     return optimiser, [parameter for parameter, _ in sources]
 
