@@ -111,7 +111,7 @@ class Hyperprior:
         side, context, inner = self.limits
         self._side, self._seen = fixedpoint.kind(-side, side), fixedpoint.kind(-context, context)
         rectified, plain = fixedpoint.kind(0, inner), fixedpoint.kind(-LIMIT, LIMIT)
-        finely = fixedpoint.kind(0, LIMIT)
+        finely, self._finely_seen = fixedpoint.kind(0, LIMIT), plain
         coarse_views, fine_views = ((k, replace(k, lowest=0))[: sizes.views] for k in (self._seen, plain))
 
         def layer(name: str, given: Kind, out: Kind, bias: Integers | int = 0, more: Sequence[str] = ()) -> Layer:
@@ -137,9 +137,11 @@ class Hyperprior:
             inside = finely if k < sizes.fine else rectified
             hidden = layer(f"slices.{k}.hidden", inside, inside)
             self._turns.append([])
+            last = layer(f"slices.{k}.last", inside, plain)
             for turn in range(sizes.turns_of(k)):
                 first = layer(f"slices.{k}.features", rectified, inside, more=[*sizes.added(f"slices.{k}.features", turn)])
-                last = layer(f"slices.{k}.last", inside, plain, more=[*sizes.added(f"slices.{k}.last", turn)])
+                if more := [*sizes.added(f"slices.{k}.last", turn)]:
+                    last = layer(f"slices.{k}.last", inside, plain, more=more)
                 self._turns[k].append((first, hidden, last))
         self._file = {name: tensors[name] for name in numbers if name in tensors}
         self._analysis = {}
@@ -248,7 +250,7 @@ class Hyperprior:
                     exact = symbols.long().mul_(steps).add_(means)
                     latents[own, at] = exact.clamp(-LATENT_LIMIT, LATENT_LIMIT).int()
                     if fine:
-                        finely[own, here] = _seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, fixedpoint.kind(-LIMIT, LIMIT))
+                        finely[own, here] = _seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, self._finely_seen)
                     context[own, here] = _seen(exact, self.context_shift[own], self._seen)
         return latents.view(-1, height, width).numpy()
 

@@ -110,11 +110,12 @@ def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, 
     """Freeze, measure real files of the held-out crops, write. Returns what was measured."""
     settings = config.as_dict()
     settings.pop("data")
-    frozen = in_memory(model, config, validation)
+    tensors, metadata = tensors_of(model, validation), _metadata(model, config)
+    frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     measured = measure(frozen, validation, frozen.default_quality)
-    metadata = {**_metadata(model, config), "training": {**settings, **provenance}, "measured_on_held_out_crops": measured}
+    metadata |= {"training": {**settings, **provenance}, "measured_on_held_out_crops": measured}
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(codec_model.to_bytes(tensors_of(model, validation), metadata))
+    temporary.write_bytes(codec_model.to_bytes(tensors, metadata))
     temporary.replace(path)
     return measured
 
