@@ -44,6 +44,7 @@ class Config:
     batch: int = _option(8, "crops in a step, over all processes")
     crop: int = _option(256, "side of a crop in pixels, a multiple of 16")
     early_crop: int = _option(128, "side of a crop during the early steps")
+    match_every: int = _option(0, "steps after which the analysis alone takes another, towards the inverse of the synthesis; 0: never")
     early_steps: int = _option(4_000, "how many steps use the early crop")
     init: str = _option("klt", "where the convolutions start: a block transform, or random", choices=("klt", "orthogonal"))
     lr: float = _option(0.01, "learning rate of Muon or SOAP, on the convolutions (SOAP wants a tenth)")
@@ -109,8 +110,15 @@ class Config:
             raise ConfigError("--thrift: lies in 0…1, without 1")
         if not 0 <= self.ema < 1:
             raise ConfigError("--ema: lies in 0…1, without 1")
-        if not 0 <= self.decay <= 1 or self.warmup < 0 or self.early_steps < 0 or self.threads < 0 or self.allocate_every < 0:
-            raise ConfigError("--decay lies in 0…1; --warmup, --early-steps, --allocate-every and --threads are not negative")
+        if (
+            not 0 <= self.decay <= 1
+            or self.warmup < 0
+            or self.early_steps < 0
+            or min(self.threads, self.allocate_every, self.match_every) < 0
+        ):
+            raise ConfigError(
+                "--decay lies in 0…1; --warmup, --early-steps, --allocate-every, --match-every and --threads are not negative"
+            )
 
     @property
     def allocates(self) -> bool:

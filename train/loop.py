@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from compressai.layers import GDN
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -127,16 +127,12 @@ class Trainer:
         wrapped = fabric.setup_module(model)
         self.model = model
         self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
-        transforms = torch.nn.ModuleList([model.analysis, model.synthesis])
-        if config.optimiser == "muon":
-            muon = Muon(transforms, config.lr)
-            rest = adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)
-            self.optimisers: list[torch.optim.Optimizer] = [muon, rest]
-        elif config.optimiser == "soap":
-            first, trained = soap(transforms, config.lr)
-            self.optimisers = [first, adam(model, trained, config.adam_lr, config.density_lr)]
-        else:
-            self.optimisers = [adam(model, [], config.adam_lr, config.density_lr)]
+        self.optimisers = self._optimisers(model, torch.nn.ModuleList([model.analysis, model.synthesis]))
+        self.together = len(self.optimisers)
+        """So many of them train all that there is; the rest, the analysis alone."""
+        if config.match_every:
+            # Of its own, since its gradients have a size of their own.
+            self.optimisers += self._optimisers(torch.nn.ModuleList([model.analysis]))
         self.peak_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
         self.step, self.best, self.seconds, self.caution = 0, math.inf, 0.0, 1.0
         # What is validated and frozen: a running mean of the weights, or the weights themselves.
@@ -151,6 +147,17 @@ class Trainer:
         """The same 32 training crops at every call, 32×3×256×256 in 0…1."""
         rng = np.random.default_rng(self.config.seed)
         return to_image(torch.from_numpy(np.stack([self.photographs.crop(256, rng) for _ in range(32)]))).to(self.fabric.device)
+
+    def _optimisers(self, model: nn.Module, transforms: nn.Module | None = None) -> list[torch.optim.Optimizer]:
+        """Those of a model, whose transforms (None: all of it) have convolutions."""
+        config, transforms = self.config, transforms or model
+        if config.optimiser == "muon":
+            muon = Muon(transforms, config.lr)
+            return [muon, adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)]
+        if config.optimiser == "soap":
+            first, trained = soap(transforms, config.lr)
+            return [first, adam(model, trained, config.adam_lr, config.density_lr)]
+        return [adam(model, [], config.adam_lr, config.density_lr)]
 
     # Checkpoints
 
@@ -282,8 +289,10 @@ class Trainer:
             raise FloatingPointError(f"the loss is not finite at step {self.step}")
         self.model.zero_grad(set_to_none=True)
         fabric.backward(loss)
-        for optimiser in self.optimisers:
+        for optimiser in self.optimisers[: self.together]:
             optimiser.step()
+        if config.match_every and self.step % config.match_every == 0:
+            self._match(x)
         if config.ema:
             # Short at first, so that the mean forgets where training began.
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
@@ -291,6 +300,24 @@ class Trainer:
                 torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - decay)
         self.stopping = values[3] > 0
         return values[0], values[1], values[2]
+
+    def _match(self, x: Tensor) -> None:
+        """One step of the analysis alone towards latents from which the synthesis, as it is, makes the least error without rounding.
+
+        At high rates most of the error is what synthesis could show and analysis does not ask for. Of that the loss says little: its
+        gradients in the directions of small latents are noise of rounding, and here is none.
+        """
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16-mixed"):
+            y = self.model.analysis(x)
+            restored = self.model.synthesis(y).float()
+        # Every image counts alike; what is better than 47 dB, less.
+        loss = torch.log((restored - x).square().mean(dim=(1, 2, 3)) + 2e-5).mean()
+        self.model.zero_grad(set_to_none=True)
+        parameters = list(self.model.analysis.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = self.fabric.all_reduce(gradient, reduce_op="mean")  # type: ignore[assignment]
+        for optimiser in self.optimisers[self.together :]:
+            optimiser.step()
 
     def _allocate(self) -> None:
         """Set the gains to what measuring finds best for the mean of the weights."""
