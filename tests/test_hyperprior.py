@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import judge
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_SIZES, hyper_metadata, tiny_hyper_bytes, tiny_hyper_tensors
+from conftest import TINY_SIZES, check_other_processes, hyper_metadata, tiny_hyper_bytes, tiny_hyper_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
@@ -227,18 +226,7 @@ def test_bands_and_threads_change_nothing(tiny_hyper: Model, monkeypatch: pytest
 def test_another_process_with_other_threads_decodes_the_same_latents(tiny_hyper: Model, tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(tiny_hyper_bytes())
     image = np.random.default_rng(0).integers(0, 256, (330, 290, 3), dtype=np.uint8)
-    (tmp_path / "x.rdae").write_bytes(tiny_hyper.encode(image))
-    program = (
-        "import sys, hashlib, torch, codec; from codec import container\n"
-        "torch.set_num_threads(int(sys.argv[3])); torch.set_default_dtype(torch.float64)\n"
-        "model, stream = codec.load(sys.argv[1]), container.read(open(sys.argv[2], 'rb').read())\n"
-        "with torch.autocast('cpu', torch.bfloat16):\n"
-        "    print(hashlib.sha256(model.decode_latents(stream).tobytes()).hexdigest())"
-    )
-    expected = hashlib.sha256(tiny_hyper.quantise(tiny_hyper.analyse(image), 2).tobytes()).hexdigest()
-    for threads in ("1", "3"):
-        command = [sys.executable, "-c", program, str(tmp_path / "m.safetensors"), str(tmp_path / "x.rdae"), threads]
-        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
+    check_other_processes(tiny_hyper, tmp_path / "m.safetensors", image, tmp_path)
 
 
 # Whole pictures
