@@ -37,7 +37,7 @@ def test_soap_sees_phases_as_an_axis_and_moves_the_parameters_themselves() -> No
     model = RateDistortion((0.013,), 8, 12)
     optimiser, trained = soap(model, 1e-3)
     views = optimiser.param_groups[0]["params"]
-    assert [tuple(v.shape) for v in views[3:]] == [(8, 4, 12, 3, 3), (8, 4, 8, 3, 3), (3, 16, 8, 3, 3)]
+    assert [tuple(v.shape) for v in views[3:]] == [(8, 4, 12, 9), (8, 4, 8, 9), (3, 16, 8, 9)]
     before = [p.detach().clone() for p in trained]
     x = torch.rand(1, 3, 32, 32)
     for _ in range(2):
