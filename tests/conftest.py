@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +105,22 @@ def hyper_metadata(filters: int = 8, sizes: Sizes = TINY_SIZES) -> dict[str, obj
 def tiny_hyper_bytes(filters: int = 8, sizes: Sizes = TINY_SIZES, seed: int = 0) -> bytes:
     """The file of an untrained model with a hyperprior."""
     return to_bytes(tiny_hyper_tensors(filters, sizes, seed=seed), hyper_metadata(filters, sizes))
+
+
+def check_other_processes(model: Model, file: Path, image: np.ndarray, folder: Path) -> None:
+    """Processes with other threads, another default type and mixed precision decode the latents that were rounded, by the model's file."""
+    (folder / "x.rdae").write_bytes(model.encode(image))
+    program = (
+        "import sys, hashlib, torch, codec; from codec import container\n"
+        "torch.set_num_threads(int(sys.argv[3])); torch.set_default_dtype(torch.float64)\n"
+        "model, stream = codec.load(sys.argv[1]), container.read(open(sys.argv[2], 'rb').read())\n"
+        "with torch.autocast('cpu', torch.bfloat16):\n"
+        "    print(hashlib.sha256(model.decode_latents(stream).tobytes()).hexdigest())"
+    )
+    expected = hashlib.sha256(model.quantise(model.analyse(image), 2).tobytes()).hexdigest()
+    for threads in ("1", "3"):
+        command = [sys.executable, "-c", program, str(file), str(folder / "x.rdae"), threads]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
 
 
 @pytest.fixture(scope="session")

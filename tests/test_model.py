@@ -3,14 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model_bytes
+from conftest import check_other_processes, tiny_model_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -74,17 +72,7 @@ def test_same_bytes_from_the_same_image(tiny_model: Model, photograph: np.ndarra
 
 def test_another_process_with_other_threads_decodes_the_same_latents(tiny_model: Model, tiny_model_file: Path, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
-    (tmp_path / "x.rdae").write_bytes(tiny_model.encode(image))
-    program = (
-        "import sys, hashlib, torch, codec; from codec import container\n"
-        "torch.set_num_threads(int(sys.argv[3]))\n"
-        "model, stream = codec.load(sys.argv[1]), container.read(open(sys.argv[2], 'rb').read())\n"
-        "print(hashlib.sha256(model.decode_latents(stream).tobytes()).hexdigest())"
-    )
-    expected = hashlib.sha256(tiny_model.quantise(tiny_model.analyse(image), 2).tobytes()).hexdigest()
-    for threads in ("1", "3"):
-        command = [sys.executable, "-c", program, str(tiny_model_file), str(tmp_path / "x.rdae"), threads]
-        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
+    check_other_processes(tiny_model, tiny_model_file, image, tmp_path)
 
 
 def test_settings_around_the_codec_change_nothing(tiny_model: Model, photograph: np.ndarray) -> None:

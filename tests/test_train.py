@@ -16,17 +16,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLES
-from lightning.fabric import Fabric
-from PIL import Image
 
 import codec
-from codec import image as images
 from train import data
 from train.__main__ import main
 from train.config import Config, ConfigError, difference
 from train.loop import LAST, MODEL, Trainer, save_atomically
 from train.objective import RateDistortion
-from train.optim import soap
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -215,96 +211,6 @@ def test_schedule() -> None:
     assert difference(older, Config(objective="vae").as_dict()).endswith("objective rd → vae")
 
 
-# Data
-
-
-def test_crops_do_not_depend_on_when_or_where_they_are_made() -> None:
-    photographs = data.Photographs(data.find_photographs(SAMPLES))
-    settings = {"seed": 3, "size": 4, "crop": 32, "latents": 5, "rates": 8}
-    straight = list(data.batches(photographs, first=0, last=6, **settings))
-    later = list(data.batches(photographs, first=4, last=6, **settings))
-    for a, b in zip(straight[4:], later, strict=True):
-        assert np.array_equal(a.crops, b.crops) and np.array_equal(a.noise, b.noise) and np.array_equal(a.position, b.position)
-    halves = [next(data.batches(photographs, first=0, last=1, rank=rank, world=2, **settings)) for rank in (0, 1)]
-    together = np.stack([halves[0].crops, halves[1].crops], axis=1).reshape(straight[0].crops.shape)
-    np.testing.assert_array_equal(together, straight[0].crops)
-    assert not np.array_equal(straight[0].crops, straight[1].crops)
-    assert abs(straight[0].noise).max() <= 0.5 and straight[0].position.min() >= 0 and straight[0].position.max() <= 7
-
-
-def test_small_photographs_are_mirrored_and_unreadable_ones_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    Image.new("RGB", (7, 90), "red").save(tmp_path / "deep" / "er" / "small.webp")
-    Image.new("L", (1, 1), 9).save(tmp_path / "dot.png")
-    (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    (tmp_path / "notes.txt").write_text("not an image by its name")
-    paths = data.find_photographs(tmp_path)
-    assert [p.name for p in paths] == ["broken.jpg", "small.webp", "dot.png"]
-    photographs = data.Photographs(paths)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        assert photographs.crop(48, rng).shape == (48, 48, 3)
-    assert capsys.readouterr().err.count("skipped") == 1
-    photographs = data.Photographs(paths[:1])
-    with pytest.raises(data.DataError, match="no readable image"):
-        photographs.crop(16, rng)
-
-
-def test_a_list_file_names_photographs(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("# two of them\na.png\n\nsub/b.png\n")
-    assert data.find_photographs(tmp_path / "list.txt") == [tmp_path / "a.png", tmp_path / "sub" / "b.png"]
-
-
-def test_the_held_out_split_follows_the_names() -> None:
-    paths = [Path(f"folder/{i}.png") for i in range(100)]
-    training, held_out = data.split(paths, 16)
-    assert len(held_out) == 16 and not set(training) & set(held_out)
-    assert data.split(paths[::-1], 16)[1] == held_out
-    moved = [Path("elsewhere") / p.name for p in paths]
-    assert [p.name for p in data.split(moved, 16)[1]] == [p.name for p in held_out]
-
-
-def test_memory_is_bounded() -> None:
-    photographs = data.Photographs(data.find_photographs(SAMPLES), budget=800_000)
-    for i in range(4):
-        photographs.get(i)
-    assert 0 < sum(p.nbytes for p in photographs._cache.values()) <= 800_000
-
-
-# Objective
-
-
-def test_rounding_and_noise_are_both_unbiased_on_a_smooth_model() -> None:
-    """The rate with noise is an upper estimate of what rounding costs, and near it for wide latents."""
-    torch.manual_seed(0)
-    model = RateDistortion((0.013,), 8, 12)
-    x = torch.from_numpy(images.read(SAMPLES / "chelsea.png")[:288, :448].copy()).permute(2, 0, 1)[None] / 255
-    with torch.no_grad():
-        hard, _, _ = model(x, torch.zeros(1))
-        soft, _, _ = model(x, torch.zeros(1), torch.rand(1, 12, 18, 28) - 0.5)
-    assert float(soft) == pytest.approx(float(hard), rel=0.05)
-
-
-def test_mixed_quantiser_has_the_rate_of_noise_and_the_distortion_of_rounding() -> None:
-    torch.manual_seed(0)
-    noisy, mixed = (RateDistortion((0.013, 0.025), 8, 12, mixed) for mixed in (False, True))
-    mixed.load_state_dict(noisy.state_dict())
-    x, position, noise = torch.rand(2, 3, 32, 32), torch.tensor([0.0, 0.6]), torch.rand(2, 12, 2, 2) - 0.5
-    bits, mse, restored = mixed(x, position, noise)
-    torch.testing.assert_close(bits, noisy(x, position, noise)[0])
-    torch.testing.assert_close(restored, noisy(x, position)[2])
-    mse.sum().backward()
-    assert float(mixed.analysis.conv1.weight.grad.abs().max()) > 0
-    assert not torch.equal(mse, noisy(x, position, noise)[1])
-
-
-def test_gains_interpolate_geometrically() -> None:
-    model = RateDistortion((0.01, 0.04, 0.16), 4, 3)
-    gains = model.gain(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))[:, 0, 0, 0]
-    ratios = (gains[1:] / gains[:-1]).tolist()
-    assert ratios == pytest.approx([2**0.5] * 4, rel=1e-5)
-
-
 def test_two_processes_train_as_one_with_the_same_batch(tmp_path: Path) -> None:
     """Over gloo, started by torchrun: the same crops, and the same weights up to the rounding of sums."""
     settings = ["--data", str(SAMPLES), *TINY, "--steps", "6", "--warmup", "0", "--lr", "0.005"]
@@ -329,71 +235,6 @@ def test_processes_must_share_the_batch_evenly(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert train(tmp_path) == 2
     assert "4 crops cannot be shared evenly by 3 processes" in capsys.readouterr().err
-
-
-def test_ms_ssim_can_be_the_distortion(tmp_path: Path, photograph: np.ndarray) -> None:
-    settings = ["--distortion", "ms-ssim", "--lambda", "20", "--crop", "176", "--early-steps", "0", "--steps", "4", "--batch", "1"]
-    assert train(tmp_path, *settings) == 0
-    model = codec.load(tmp_path / "lambda-20" / MODEL)
-    assert model.metadata["distortion"] == "ms-ssim" and model.decode(model.encode(photograph)).shape == photograph.shape
-
-
-def test_absolute_errors_can_be_the_distortion(tmp_path: Path) -> None:
-    assert train(tmp_path, "--distortion", "l1", "--lambda", "0.2", "--steps", "40", "--init", "orthogonal", "--lr", "0.02") == 0
-    rows = curve(tmp_path / "lambda-0.2")
-    assert float(rows[-1]["val_loss"]) < 0.8 * float(rows[0]["val_loss"])
-    assert codec.load(tmp_path / "lambda-0.2" / MODEL).metadata["distortion"] == "l1"
-    settings = Config(data=str(SAMPLES), distortion="l1", filters=8, latents=12, held_out=1)
-    trainer = Trainer(settings, tmp_path / "other", Fabric(accelerator="cpu", devices=1))
-    restored, x = torch.full((2, 3, 16, 16), 0.5), torch.tensor([0.25, 0.5]).reshape(2, 1, 1, 1).expand(2, 3, 16, 16)
-    assert trainer._distortion(torch.zeros(2), restored, x).tolist() == pytest.approx([255 / 4, 0])
-
-
-def test_a_network_without_gdn_trains_and_is_kept_apart_from_the_codecs(tmp_path: Path) -> None:
-    settings = ["--steps", "40", "--lr", "0.02", "--files-every", "1", "--lambda", "0.013", "0.02"]
-    assert train(tmp_path, "--normalisation", "relu", "--init", "orthogonal", *settings) == 0
-    rows = curve(tmp_path / "lambda-0.013")
-    assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
-    assert not any("gdn" in name for name in torch.load(tmp_path / "lambda-0.02" / LAST, weights_only=True)["model"])
-    with pytest.raises(codec.ModelError, match="rdae-weights-1"):
-        codec.load(tmp_path / "lambda-0.013" / MODEL)
-
-
-def test_adam_can_train_everything(tmp_path: Path) -> None:
-    assert train(tmp_path, "--steps", "20", "--optimiser", "adam", "--adam-lr", "0.002", "--ema", "0") == 0
-    state = torch.load(tmp_path / "lambda-0.013" / LAST, weights_only=True)
-    torch.manual_seed(0)
-    fresh = RateDistortion((0.013,), 8, 12).state_dict()
-    assert len(state["optimisers"]) == 1 and state["mean"] == {}
-    assert not torch.equal(state["model"]["synthesis.conv2.weight"], fresh["synthesis.conv2.weight"])
-
-
-def test_soap_trains_the_convolutions_and_resumes_bit_for_bit(tmp_path: Path) -> None:
-    soap = ("--optimiser", "soap", "--lr", "0.001")
-    assert train(tmp_path / "once", "--steps", "30", *soap) == 0
-    assert train(tmp_path / "twice", "--steps", "10", *soap, "--decay", "0") == 0
-    (tmp_path / "twice" / "lambda-0.013" / MODEL).unlink()
-    assert train(tmp_path / "twice", "--steps", "30", *soap, "--resume") == 0
-    once, twice = (torch.load(tmp_path / name / "lambda-0.013" / LAST, weights_only=True) for name in ("once", "twice"))
-    # The schedule of the first ten steps differs only when it decays: it does not before the half.
-    assert all(torch.equal(once["model"][k], twice["model"][k]) for k in once["model"])
-    losses = [float(row["val_loss"]) for row in curve(tmp_path / "once" / "lambda-0.013")]
-    assert losses[-1] < losses[0]
-
-
-def test_soap_sees_phases_as_an_axis_and_moves_the_parameters_themselves() -> None:
-    torch.manual_seed(0)
-    model = RateDistortion((0.013,), 8, 12)
-    optimiser, trained = soap(model, 1e-3)
-    views = optimiser.param_groups[0]["params"]
-    assert [tuple(v.shape) for v in views[3:]] == [(8, 4, 12, 3, 3), (8, 4, 8, 3, 3), (3, 16, 8, 3, 3)]
-    before = [p.detach().clone() for p in trained]
-    x = torch.rand(1, 3, 32, 32)
-    for _ in range(2):
-        model.zero_grad()
-        (model.synthesis(model.analysis(x)) - x).square().mean().backward()
-        optimiser.step()
-    assert all(not torch.equal(a, b) for a, b in zip(before, trained, strict=True))
 
 
 def test_random_filters_can_be_the_start(tmp_path: Path) -> None:

@@ -27,14 +27,13 @@ import torch
 
 import codec
 from codec import image as image_files
-from codec.errors import RdaeError
 from codec.model import Model
 from codec.search import ITERATIONS
 from tools import baselines, results
 from tools.bdrate import bd_rate
-from tools.measure import BrokenProcessPool, measure
-from tools.rd_curve import UsageError, image_paths, processors, read_images, say, versions
-from tools.results import ResultsError, Row, Store
+from tools.measure import measure
+from tools.rd_curve import UsageError, image_paths, processors, read_images, say, status_of, versions
+from tools.results import Row, Store
 
 
 def cpu_seconds(model: Model, path: Path, effort: int) -> float:
@@ -139,17 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     new.add_argument("--efforts", nargs="+", type=int, default=[4, 9], metavar="N", help="those to measure besides 0")
     new.add_argument("--time", type=Path, metavar="IMAGE", help="measure the time of all efforts, with this image")
     new.add_argument("--jobs", type=int, default=processors(), help="processes, of one thread each (default: processors)")
-    try:
-        return run(new.parse_args(argv))
-    except KeyboardInterrupt:
-        say("interrupted; what was measured is kept, the same command goes on from here")
-        return 130
-    except BrokenProcessPool:
-        say("a measuring process died, perhaps for want of memory; what was measured is kept, try again with fewer --jobs")
-        return 2
-    except (UsageError, ResultsError, RdaeError) as error:
-        say(f"effort: {error}")
-        return 2
+    return status_of("effort", lambda: run(new.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def table(rows: list[dict[str, object]], qualities: list[int], name: str) -> str
     lines = [
         f"Bits of {name} with its networks in integers against floating point: {len(rows) // len(qualities)} crops, in sum.",
         "",
-        "| quality | bpp in floating point | the file's integers | frozen again, eight bits | worst crop |",
+        "| quality | bpp in floating point | the file's integers | frozen again | worst crop |",
         "|---|---|---|---|---|",
     ]
     for quality in qualities:

@@ -21,7 +21,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -217,10 +217,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+def status_of(tool: str, work: Callable[[], int]) -> int:
+    """Do a tool's work; returns its exit status, with a line about whatever ended it early."""
     try:
-        return run(parser().parse_args(argv))
+        return work()
     except KeyboardInterrupt:
         say("interrupted; what was measured is kept, the same command goes on from here")
         return 130
@@ -228,8 +228,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("a measuring process died, perhaps for want of memory; what was measured is kept, try again with fewer --jobs")
         return 2
     except (UsageError, ResultsError, RdaeError) as error:
-        say(f"rd_curve: {error}")
+        say(f"{tool}: {error}")
         return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return status_of("rd_curve", lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

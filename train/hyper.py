@@ -231,13 +231,11 @@ class HyperModel(RateDistortion):
         mean = y.mean(dim=(0, 2, 3))
         deviation = (y - mean[:, None, None]).abs().mean(dim=(0, 2, 3)).clamp(min=2.0 ** (LOWEST_OCTAVE - 2))
         self.log_spread.copy_(y.std(dim=(0, 2, 3)).clamp(min=1e-9).log2().round().clamp(SMALLEST_SPREAD, LARGEST_SPREAD))
-        start = 0
-        for size, part in zip(self.sizes.slices, self.slices, strict=True):
+        for start, size, part in zip(self.sizes.starts, self.sizes.slices, self.slices, strict=True):
             own = slice(start, start + size)
             spread = self.log_spread[own]
             part.last.bias[:size] = mean[own] / torch.exp2(spread)
             part.last.bias[size:] = deviation[own].log2() - spread
-            start += size
 
     def latents(self, x: Tensor) -> Tensor:
         """Latents B×M×h×w, in their units, of images B×3×16h×16w."""

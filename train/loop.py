@@ -32,6 +32,7 @@ from train.hyper import HyperModel
 from train.objective import REFERENCE_LAMBDA, RateDistortion, Rectifier
 from train.optim import Muon, adam, soap
 from train.vae import GaussianVAE
+from train.validation import centre_crops, to_image, validate
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
 PEAK = 255**2
@@ -141,7 +142,7 @@ class Trainer:
         self.stopping = False
         self.validations = 0
         self.log_lambda = torch.tensor(config.lambdas, dtype=torch.float32).log().to(fabric.device)
-        self.validation = _centre_crops(held_out or paths).to(fabric.device)
+        self.validation = centre_crops(held_out or paths).to(fabric.device)
 
     def _some_crops(self) -> Tensor:
         """The same 32 training crops at every call, 32×3×256×256 in 0…1."""
@@ -402,49 +403,3 @@ class Trainer:
             "photographs": len(self.photographs.paths),
             "versions": {"torch": torch.__version__, "python": platform.python_version(), "processes": self.fabric.world_size},
         }
-
-
-def to_image(crops: Tensor) -> Tensor:
-    """B×H×W×3 uint8 to B×3×H×W in 0…1, channels last."""
-    return crops.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
-def _centre_crops(paths: list[Path], side: int = 256) -> Tensor:
-    """The middles of photographs, N×side×side×3 uint8; smaller ones are mirrored, unreadable ones left out."""
-    crops = []
-    for path in paths:
-        try:
-            pixels = data.read(path)
-        except Exception:
-            continue
-        missing = [max(0, side - n) for n in pixels.shape[:2]]
-        pixels = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
-        top, left = ((n - side) // 2 for n in pixels.shape[:2])
-        crops.append(pixels[top : top + side, left : left + side])
-    if not crops:
-        raise data.DataError("none of the held-out images is readable")
-    return torch.from_numpy(np.stack(crops))
-
-
-@torch.no_grad()
-def validate(
-    model: RateDistortion | GaussianVAE, crops: Tensor, lambdas: tuple[float, ...], distortion: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> list[dict[str, float]]:
-    """Mean bits per pixel, squared error on 0…1, what λ multiplies, and PSNR per image, with real rounding in single precision, for each λ.
-
-    A variational autoencoder does not round: its rate is the KL divergence, its errors are those of one sample of the posterior.
-    """
-    rows = []
-    for rung in range(len(lambdas)):
-        rates, errors, costs = [], [], []
-        for some in crops.split(8):
-            x = to_image(some)
-            bits, mse, restored = model(x, torch.full((len(x),), float(rung), device=x.device))
-            rates.append(bits / (x.shape[2] * x.shape[3]))
-            errors.append(mse)
-            costs.append(distortion(mse, restored, x))
-        mse = torch.cat(errors)
-        psnr = float((-10 * torch.log10(mse)).mean())
-        means = {"bpp": rates, "mse": errors, "distortion": costs}
-        rows.append({**{name: float(torch.cat(values).mean()) for name, values in means.items()}, "psnr": psnr})
-    return rows
