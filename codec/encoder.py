@@ -111,8 +111,7 @@ class Encoder:
 
             def found(tile: tuple[Box, npt.NDArray[np.float32]]) -> tuple[Box, bytes]:
                 box, y = tile
-                better, side = search.tile(box, y, quality)
-                return box, entropy.encode(better, quality, side)
+                return box, entropy.encode(*search.tile(box, y, quality))
 
             self._found[quality] = dict(tiles.ordered(found, self._tiles(), self.jobs))
         return self._found[quality]

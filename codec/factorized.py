@@ -42,10 +42,10 @@ class Factorized:
             self._tables[quality] = self.density.tables(self.steps[quality - 1])
         return self._tables[quality]
 
-    def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
+    def quantise(self, y: npt.NDArray[np.float32], quality: int, thrifty: bool = True) -> Symbols:
         """Symbols round(y / Δ), int32, or thriftily rounded ones, of latents M×h×w. Raises `ModelError` when they are out of range."""
         gain = ((1 << STEP_BITS) / self.steps[quality - 1])[:, None, None]
-        thrift = float(self.thrift[quality - 1])
+        thrift = float(self.thrift[quality - 1]) if thrifty else 0.0
         if quality not in self._savings:
             self._savings[quality] = Savings(self.tables(quality))
         savings = self._savings[quality]
@@ -56,13 +56,15 @@ class Factorized:
             symbols[first:last] = savings.rounded(torch.from_numpy(scaled), tables, thrift)
         return symbols
 
-    def encode(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> bytes:
+    def encode(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None, thrifty: bool = True) -> bytes:
         """The payload of latents M×h×w; there is no side information. Raises `ModelError` when they are out of range."""
-        return coder.encode(self.quantise(y, quality), self.tables(quality))
+        return coder.encode(self.quantise(y, quality, thrifty), self.tables(quality))
 
-    def trial(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> tuple[tuple[float, float], Symbols]:
-        """The code lengths -Σ log2 P of side information, of which there is none, and of latents M×h×w, and what `quantise` returns."""
-        symbols = self.quantise(y, quality)
+    def trial(
+        self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None, thrifty: bool = True
+    ) -> tuple[tuple[float, float], Symbols]:
+        """The code lengths -Σ log2 P of side information, of which there is none, and of latents M×h×w, and what will be decoded."""
+        symbols = self.quantise(y, quality, thrifty)
         return (0.0, float(self.tables(quality).bits(symbols).sum())), symbols
 
     def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:

@@ -303,7 +303,12 @@ class Hyperprior:
         return _rounded(self.real_side_information(y).mul_(torch.from_numpy(scale[:, None, None])))
 
     def _coded(
-        self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None, put: Callable[[Symbols, Integers, Tables], None]
+        self,
+        y: npt.NDArray[np.float32],
+        quality: int,
+        put: Callable[[Symbols, Integers, Tables], None],
+        side: Symbols | None = None,
+        thrifty: bool = True,
     ) -> Symbols:
         """Decoded latents of y; `put` gets each section's symbols in the order of the stream, their number for each table, the tables."""
         if not (y.min() > -(1 << 15) and y.max() < 1 << 15):  # nor for NaN
@@ -311,33 +316,36 @@ class Hyperprior:
         z = self.side_information(y, quality) if side is None else side
         put(z.ravel(), np.full(len(z), z[0].size, np.int64), self.z_tables(quality))
         exact = torch.from_numpy(y).flatten(1)
+        thrift = float(self.thrift[quality - 1]) if thrifty else 0.0
         steps = torch.from_numpy(self.steps[quality - 1][:, None]).float()
 
         def code(own: slice, at: Integers, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
             # Single precision holds means exactly, and which way a tie is rounded is the encoder's choice.
             residual = exact[own, torch.from_numpy(at)].mul_(1 << STEP_BITS).sub_(torch.from_numpy(means).float())
-            symbols = self._savings.rounded(residual.div_(steps[own]), torch.from_numpy(tables), float(self.thrift[quality - 1]))
+            symbols = self._savings.rounded(residual.div_(steps[own]), torch.from_numpy(tables), thrift)
             order, counts = _by_table(tables)
             put(symbols.reshape(-1)[order], counts, self.tables)
             return symbols
 
         return self.run(z, quality, y.shape[1], y.shape[2], code)
 
-    def encode(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> bytes:
+    def encode(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None, thrifty: bool = True) -> bytes:
         """The payload of latents M×h×w, with side information of one's own choice or, for None, that of `side_information`.
 
-        Raises `ModelError` when they are out of range.
+        Latents that were searched for are not to be rounded thriftily. Raises `ModelError` when they are out of range.
         """
         writer = Writer()
-        self._coded(y, quality, side, writer.put)
+        self._coded(y, quality, writer.put, side, thrifty)
         return writer.close()
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """What `decode` will return for the payload of latents M×h×w."""
-        return self._coded(y, quality, None, lambda symbols, counts, tables: None)
+        return self._coded(y, quality, lambda symbols, counts, tables: None)
 
-    def trial(self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None) -> tuple[tuple[float, float], Symbols]:
-        """The code lengths -Σ log2 P of side information and latents, and what `quantise` returns."""
+    def trial(
+        self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None, thrifty: bool = True
+    ) -> tuple[tuple[float, float], Symbols]:
+        """The code lengths -Σ log2 P of side information and latents, and what will be decoded; arguments are as for `encode`."""
         parts: list[float] = []
 
         def put(symbols: Symbols, counts: Integers, tables: Tables) -> None:
@@ -345,7 +353,7 @@ class Hyperprior:
             split = [symbols[stop - count : stop] for stop, count in zip(stops, counts, strict=True)]
             parts.append(float(tables.bits(split).sum()))
 
-        latents = self._coded(y, quality, side, put)
+        latents = self._coded(y, quality, put, side, thrifty)
         return (parts[0], sum(parts[1:])), latents
 
     def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:

@@ -77,8 +77,11 @@ class Search:
         return self._soft[quality]
 
     @refine.gradients()
-    def tile(self, box: Box, y: Latents, quality: int) -> tuple[Latents, Symbols | None]:
-        """Latents M×h×w, still to be rounded, and side information (None: what follows from them) for a tile with latents y.
+    def tile(self, box: Box, y: Latents, quality: int) -> tuple[Latents, int, Symbols | None, bool]:
+        """What to encode for a tile with latents y, as `encode` of the entropy model takes it.
+
+        That is: latents M×h×w, still to be rounded, the quality, side information (None: what follows from the latents), and whether to
+        round thriftily, which suits latents that were not searched for.
 
         Raises `ModelError` when the model gives latents that are out of range.
         """
@@ -91,12 +94,13 @@ class Search:
             place = box.seen_from(context)
             around[:, place.slices[0], place.slices[1]] = y
         found, side = self._refined(box, context, around, y, quality, weight)
-        before = self._cost(box, context, around, y, None, quality, weight)
+        plain, better = (y, quality, None, True), (found, quality, side, False)
+        before = self._cost(box, context, around, weight, *plain)
         try:
-            after = self._cost(box, context, around, found, side, quality, weight)
+            after = self._cost(box, context, around, weight, *better)
         except ModelError:  # the search has left the range of what can be coded
-            return y, None
-        return (found, side) if after < before else (y, None)
+            return plain
+        return better if after < before else plain
 
     def _refined(self, box: Box, context: Box, around: Latents, y: Latents, quality: int, weight: float) -> tuple[Latents, Symbols | None]:
         """What the gradients find."""
@@ -148,10 +152,12 @@ class Search:
         weight[rows, columns] = 1 if self._alpha is None else self._alpha[visible.slices] > 0
         return weight
 
-    def _cost(self, box: Box, context: Box, around: Latents, y: Latents, side: Symbols | None, quality: int, weight: float) -> float:
+    def _cost(
+        self, box: Box, context: Box, around: Latents, weight: float, y: Latents, quality: int, side: Symbols | None, thrifty: bool
+    ) -> float:
         """Bits + weight · squared error of a tile, both as they will be: by the exact tables, and in pixels of eight bits."""
         entropy = self._model.entropy
-        bits, latents = entropy.trial(y, quality, side)
+        bits, latents = entropy.trial(y, quality, side, thrifty)
         decoded = around.copy()
         place = box.seen_from(context).slices
         decoded[:, place[0], place[1]] = entropy.dequantise(latents, quality)

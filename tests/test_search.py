@@ -58,8 +58,8 @@ def test_what_was_found_is_what_is_decoded(tiny: Model, photograph: np.ndarray, 
 
     monkeypatch.setattr(tiny.entropy, "encode", spy)
     data = tiny.encode(image, 2, effort)
-    ((y, quality, side),) = given
-    np.testing.assert_array_equal(tiny.decode_latents(container.read(data)), tiny.entropy.trial(y, quality, side)[1])
+    ((y, quality, side, thrifty),) = given
+    np.testing.assert_array_equal(tiny.decode_latents(container.read(data)), tiny.entropy.trial(y, quality, side, thrifty)[1])
     assert data != tiny.encode(image, 2)
 
 
