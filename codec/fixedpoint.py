@@ -161,13 +161,33 @@ class Layer:
         """O×N from a map for each weight: I×N for a 1×1 kernel, flat I × N + 2·pitch + 2 for 3×3, rows `pitch` long."""
         if self.dtype == torch.int8 and maps[0].device.type == "cpu":
             total = torch._int_mm(self._matrix, self._columns(maps, pitch)).add_(self._byte_bias[row])
-            if self._shifts_bytes:
-                total.bitwise_right_shift_(self._byte_shift)
-                return total.clamp_(self.out.lowest - self.out.offset, self.out.highest - self.out.offset).to(torch.int8)
-            out = total.to(self._tail)
-        else:
-            out = self._sums(maps, pitch, row)
-        out = out.mul_(self._scale.to(out.device)).floor_().clamp_(self.out.lowest, self.out.highest)
+            return self._requantised_bytes(total, self._byte_shift, self._scale)
+        return self._requantised(self._sums(maps, pitch, row), self._scale)
+
+    def at(self, maps: Sequence[Tensor], row: int = 0) -> Tensor:
+        """N×O from N×I for each weight, all of them 1×1: places in rows, as lie best in memory what is looked up place by place."""
+        if self.dtype == torch.int8 and maps[0].device.type == "cpu":
+            seen = torch.cat(list(maps), dim=1) if len(maps) > 1 else maps[0]
+            total = torch._int_mm(seen, self._matrix.t()).add_(self._byte_bias[row].t())
+            return self._requantised_bytes(total, self._byte_shift.t(), self._scale.t())
+        out: Tensor | None = None
+        for kind, (tap,), held in zip(self._maps, self._taps, maps, strict=True):
+            weight, x = tap.t().to(held.device), held.to(tap.dtype)
+            x = x + kind.offset if kind.offset else x
+            out = torch.addmm(self._bias[row].to(weight), x, weight) if out is None else out.addmm_(x, weight)
+        assert out is not None
+        return self._requantised(out, self._scale.t())
+
+    def _requantised_bytes(self, total: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """What comes of sums, int32, which are overwritten."""
+        if self._shifts_bytes:
+            total.bitwise_right_shift_(shift)
+            return total.clamp_(self.out.lowest - self.out.offset, self.out.highest - self.out.offset).to(torch.int8)
+        return self._requantised(total.to(self._tail), scale)
+
+    def _requantised(self, total: Tensor, scale: Tensor) -> Tensor:
+        """The same of sums in floating point."""
+        out = total.mul_(scale.to(total.device)).floor_().clamp_(self.out.lowest, self.out.highest)
         return self.out.held(out) if self.out.dtype == torch.int8 else out
 
     def _columns(self, maps: Sequence[Tensor], pitch: int) -> Tensor:

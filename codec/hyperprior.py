@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
@@ -112,17 +111,19 @@ class Hyperprior:
         self._side, self._seen = fixedpoint.kind(-side, side), fixedpoint.kind(-context, context)
         rectified, plain = fixedpoint.kind(0, inner), fixedpoint.kind(-LIMIT, LIMIT)
         finely, self._finely_seen = fixedpoint.kind(0, LIMIT), plain
-        coarse_views, fine_views = ((k, replace(k, lowest=0))[: sizes.views] for k in (self._seen, plain))
 
-        def layer(name: str, given: Kind, out: Kind, bias: Integers | int = 0, more: Sequence[str] = ()) -> Layer:
-            """A layer with what is added to its sum: convolutions of decoded latents, which are shown to it tap below tap."""
+        def layer(name: str, given: Kind, out: Kind, bias: Integers | int = 0, more: Mapping[str, slice] | None = None) -> Layer:
+            """A layer with what is added to its sum: convolutions of decoded latents, slice by slice, which `_look` shows it tap by tap."""
             weights, kinds, rows = [numbers[f"{name}.weight"]], [given], numbers[f"{name}.bias"] + np.atleast_2d(bias)
-            for part in more:
+            for part, channels in (more or {}).items():
                 weight = numbers[f"{part}.weight"]
-                views = fine_views if int(part.split(".")[1]) < sizes.fine else coarse_views
-                seen = views[:1] if ".direct." in part else views
-                weights += [w.transpose(0, 2, 3, 1).reshape(len(w), -1, 1, 1) for w in np.split(weight, len(seen), axis=1)]
-                kinds += seen
+                views = np.split(weight, weight.shape[1] // (channels.stop - channels.start), axis=1)
+                for start, size in zip(sizes.starts, sizes.slices, strict=True):
+                    if channels.start <= start < channels.stop:
+                        first = start - channels.start
+                        own = np.concatenate([view[:, first : first + size] for view in views], axis=1)
+                        weights.append(own.transpose(0, 2, 3, 1).reshape(len(own), -1, 1, 1))
+                        kinds.append(plain if int(part.split(".")[1]) < sizes.fine else self._seen)
                 rows = rows + numbers.get(f"{part}.bias", 0)
             return Layer(weights, kinds, rows, numbers[f"{name}.shift"], out)
 
@@ -139,8 +140,8 @@ class Hyperprior:
             self._turns.append([])
             last = layer(f"slices.{k}.last", inside, plain)
             for turn in range(sizes.turns_of(k)):
-                first = layer(f"slices.{k}.features", rectified, inside, more=[*sizes.added(f"slices.{k}.features", turn)])
-                if more := [*sizes.added(f"slices.{k}.last", turn)]:
+                first = layer(f"slices.{k}.features", rectified, inside, more=sizes.added(f"slices.{k}.features", turn))
+                if more := sizes.added(f"slices.{k}.last", turn):
                     last = layer(f"slices.{k}.last", inside, plain, more=more)
                 self._turns[k].append((first, hidden, last))
         self._file = {name: tensors[name] for name in numbers if name in tensors}
@@ -224,16 +225,16 @@ class Hyperprior:
         """Decoded latents M×h×w in units of 2⁻¹⁶, from the side information; `code` is asked for the symbols of turn after turn."""
         pitch = width + 2 * MARGIN
         with torch.autocast("cpu", enabled=False):
-            features = self.features(z, quality, height, width)
-            context = torch.zeros((self.latents, height + 2 * MARGIN, pitch), dtype=self._seen.dtype).flatten(1)
-            # Of the slices that are fine.
-            finely = torch.zeros((sum(self.sizes.slices[: self.sizes.fine]), context.shape[1]), dtype=torch.float32)
+            features = self.features(z, quality, height, width).t().contiguous()
+            # What the networks see of each slice: places in rows, signed latents beside their sizes. Fine slices see themselves finely.
+            shape, sizes = (height + 2 * MARGIN) * pitch, [self.sizes.views * size for size in self.sizes.slices]
+            context = [torch.zeros((shape, size), dtype=self._seen.dtype) for size in sizes]
+            finely = [torch.zeros((shape, size), dtype=torch.float32) for size in sizes[: self.sizes.fine]]
             latents = torch.empty((self.latents, height * width), dtype=torch.int32)
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
                 own = slice(start, start + size)
                 steps = torch.from_numpy(self.steps[quality - 1, own, None])
                 fine = k < self.sizes.fine
-                seen = finely if fine else context
                 for turn in range(self.sizes.turns_of(k)):
                     rows, columns = map(torch.from_numpy, places(self.sizes.turns_of(k), turn, height, width))
                     if not len(rows):
@@ -242,35 +243,39 @@ class Hyperprior:
                     # Of a map with a margin, and of one with two columns too many.
                     here, there = (rows + MARGIN) * pitch + columns + MARGIN, rows * (width + 2) + columns
                     parts = [
-                        self._look(k, turn, features[:, there[band]], seen[:start], seen[own], here[band], pitch)
+                        self._look(k, turn, features.index_select(0, there[band]), finely if fine else context, here[band], pitch)
                         for band in (slice(first, first + BAND) for first in range(0, len(at), BAND))
                     ]
-                    means, tables = self._means_and_tables(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], own, quality)
+                    means, tables = self._means_and_tables(torch.cat(parts) if len(parts) > 1 else parts[0], own, quality)
                     symbols = torch.from_numpy(code(own, at.numpy(), means.numpy(), tables.numpy()))
                     exact = symbols.long().mul_(steps).add_(means)
                     latents[own, at] = exact.clamp(-LATENT_LIMIT, LATENT_LIMIT).int()
                     if fine:
-                        finely[own, here] = _seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, self._finely_seen)
-                    context[own, here] = _seen(exact, self.context_shift[own], self._seen)
+                        self._show(finely[k], here, _seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, self._finely_seen))
+                    self._show(context[k], here, _seen(exact, self.context_shift[own], self._seen))
         return latents.view(-1, height, width).numpy()
 
-    def _look(self, k: int, turn: int, features: Tensor, before: Tensor, own: Tensor, here: Tensor, pitch: int) -> Tensor:
-        """What the last layer of a slice gives at places of a turn, 2S×N."""
+    def _show(self, seen: Tensor, here: Tensor, latents: Tensor) -> None:
+        """Enter latents S×N at places N of a slice's map."""
+        signed = latents.t()
+        seen.index_copy_(0, here, torch.cat([signed, signed.abs()], dim=1) if self.sizes.views == 2 else signed)
+
+    def _look(self, k: int, turn: int, features: Tensor, seen: Sequence[Tensor], here: Tensor, pitch: int) -> Tensor:
+        """What the last layer of a slice gives at places N of a turn, N×2S, with features N×H2."""
         first, hidden, last = self._turns[k][turn]
-        maps, direct = [features], []
-        if len(before):
-            signed = _neighbours(before, here, self.sizes.kernel, pitch)
-            maps += [signed, signed.abs()][: self.sizes.views]
+        maps, direct = [features, *(_neighbours(before, here, self.sizes.kernel, pitch) for before in seen[:k])], []
         if turn:
-            signed = _neighbours(own, here, self.sizes.own_kernel(k), pitch)
-            maps += [signed, signed.abs()][: self.sizes.views]
-            direct = [signed] if self.sizes.direct(k) else []
-        return last([hidden([first(maps)]), *direct])
+            own = _neighbours(seen[k], here, self.sizes.own_kernel(k), pitch)
+            maps.append(own)
+            if self.sizes.direct(k):
+                size = self.sizes.slices[k]
+                direct = [own.view(len(own), -1, self.sizes.views * size)[:, :, :size].flatten(1)]
+        return last.at([hidden.at([first.at(maps)]), *direct])
 
     def _means_and_tables(self, given: Tensor, own: slice, quality: int) -> tuple[Tensor, Tensor]:
-        """μ in units of 2⁻¹⁶, int64, and choices of table, both S×N, from what the last layer gave."""
+        """μ in units of 2⁻¹⁶, int64, and choices of table, both S×N, from what the last layer gave, N×2S."""
         spread = self.spread[own, None]
-        mean, octave = given.chunk(2)
+        mean, octave = given.t().contiguous().chunk(2)
         means = (mean * torch.from_numpy(2.0 ** (spread + STEP_BITS - BITS)).float()).long()
         # Of log2 σ/Δ, all that is known before.
         known = ((spread - LOWEST_OCTAVE) << BITS) - self.log2_steps[quality - 1, own, None]
@@ -433,10 +438,10 @@ def _bands(height: int, pitch: int) -> list[tuple[int, int]]:
 
 
 def _neighbours(x: Tensor, here: Tensor, side: int, pitch: int) -> Tensor:
-    """Numbers of flat maps C×L around places N of them, with kernels of a side: side²·C × N, tap below tap."""
+    """Numbers of a map L×C around places N of it, with kernels of a side: N × side²·C, tap by tap."""
     taps = torch.arange(side) - side // 2
-    moved = here + (taps[:, None] * pitch + taps).reshape(-1, 1)
-    return x[:, moved].transpose(0, 1).flatten(0, 1)
+    moved = here[:, None] + (taps[:, None] * pitch + taps).flatten()
+    return x.index_select(0, moved.flatten()).view(len(here), -1)
 
 
 def _seen(exact: Tensor, shift: Integers, kind: Kind) -> Tensor:
