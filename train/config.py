@@ -21,6 +21,11 @@ LADDER = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)
 """The field's λ for mean squared error on 0…255."""
 
 
+MATCH_RATE = 0.6
+"""Where the last steps, of the analysis alone, begin, against the learning rates of the others."""
+MATCH_WARMUP = 20
+
+
 class ConfigError(Exception):
     """A setting is impossible; the message is one line for the person who chose it."""
 
@@ -44,7 +49,7 @@ class Config:
     batch: int = _option(8, "crops in a step, over all processes")
     crop: int = _option(256, "side of a crop in pixels, a multiple of 16")
     early_crop: int = _option(128, "side of a crop during the early steps")
-    match_every: int = _option(0, "steps after which the analysis alone takes another, towards the inverse of the synthesis; 0: never")
+    match_steps: int = _option(0, "how many of the steps, the last ones, train the analysis alone, towards the inverse of the synthesis")
     early_steps: int = _option(4_000, "how many steps use the early crop")
     init: str = _option("klt", "where the convolutions start: a block transform, or random", choices=("klt", "orthogonal"))
     lr: float = _option(0.01, "learning rate of Muon or SOAP, on the convolutions (SOAP wants a tenth)")
@@ -101,6 +106,10 @@ class Config:
                 )
             if self.objective != "rd" or self.normalisation != "gdn" or self.quantiser != "mixed":
                 raise ConfigError("--entropy hyperprior: needs --quantiser mixed, --normalisation gdn and --objective rd")
+        if self.match_steps and (self.objective != "rd" or self.distortion == "ms-ssim"):
+            raise ConfigError("--match-steps: lower the squared error; they suit neither --objective vae nor --distortion ms-ssim")
+        if self.match_steps >= self.steps:
+            raise ConfigError(f"--match-steps: {self.match_steps} of {self.steps} leave none for the rest")
         for name in ("lr", "adam_lr", "density_lr"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
@@ -114,10 +123,10 @@ class Config:
             not 0 <= self.decay <= 1
             or self.warmup < 0
             or self.early_steps < 0
-            or min(self.threads, self.allocate_every, self.match_every) < 0
+            or min(self.threads, self.allocate_every, self.match_steps) < 0
         ):
             raise ConfigError(
-                "--decay lies in 0…1; --warmup, --early-steps, --allocate-every, --match-every and --threads are not negative"
+                "--decay lies in 0…1; --warmup, --early-steps, --allocate-every, --match-steps and --threads are not negative"
             )
 
     @property
@@ -127,14 +136,20 @@ class Config:
 
     def allocates_at(self, step: int) -> bool:
         """Whether a step begins with a search for gains. Once the learning rate falls, weights settle about the gains that there are."""
-        return self.allocates and step % self.allocate_every == 0 and step <= self.steps * (1 - self.decay)
+        return self.allocates and step % self.allocate_every == 0 and step <= self.joint_steps * (1 - self.decay)
+
+    @property
+    def joint_steps(self) -> int:
+        """The steps that train everything."""
+        return self.steps - self.match_steps
 
     def rate_at(self, step: int) -> float:
-        """Factor on the learning rates at a step: a linear rise, a plateau, a half cosine to zero."""
-        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        fall = self.steps * self.decay
-        left = (self.steps - step) / fall if fall else 1.0
-        return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
+        """Factor on the learning rates at a step: a linear rise, a plateau, a half cosine to zero; for the last steps, once more."""
+        peak, warmup, fall, left = 1.0, self.warmup, self.joint_steps * self.decay, self.joint_steps - step
+        if step >= self.joint_steps:
+            peak, warmup, fall, left, step = MATCH_RATE, MATCH_WARMUP, self.match_steps, self.steps - step, step - self.joint_steps
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        return peak * rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left / fall if fall else 1.0)))
 
     def crop_at(self, step: int) -> int:
         """Side of the crops at a step."""
@@ -150,7 +165,7 @@ class Config:
         return {**dataclasses.asdict(self), "lambdas": list(self.lambdas), "slices": list(self.slices), "turns": list(self.turns)}
 
 
-FREE_TO_CHANGE = {"steps", "decay", "validate_every", "save_every", "files_every", "threads", "data", "device", "compile"}
+FREE_TO_CHANGE = {"steps", "decay", "match_steps", "validate_every", "save_every", "files_every", "threads", "data", "device", "compile"}
 """Settings that a resumed run may change: they do not alter what was trained so far."""
 
 

@@ -128,13 +128,9 @@ class Trainer:
         wrapped = fabric.setup_module(model)
         self.model = model
         self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
-        self.optimisers = self._optimisers(model, torch.nn.ModuleList([model.analysis, model.synthesis]))
-        self.together = len(self.optimisers)
-        """So many of them train all that there is; the rest, the analysis alone."""
-        if config.match_every:
-            # Of its own, since its gradients have a size of their own.
-            self.optimisers += self._optimisers(torch.nn.ModuleList([model.analysis]))
-        self.peak_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
+        self._optimise(model, torch.nn.ModuleList([model.analysis, model.synthesis]))
+        self.matching = False
+        """Whether the last steps, of the analysis alone, have begun."""
         self.step, self.best, self.seconds, self.caution = 0, math.inf, 0.0, 1.0
         # What is validated and frozen: a running mean of the weights, or the weights themselves.
         self.mean = copy.deepcopy(model).requires_grad_(False) if config.ema else model
@@ -149,16 +145,19 @@ class Trainer:
         rng = np.random.default_rng(self.config.seed)
         return to_image(torch.from_numpy(np.stack([self.photographs.crop(256, rng) for _ in range(32)]))).to(self.fabric.device)
 
-    def _optimisers(self, model: nn.Module, transforms: nn.Module | None = None) -> list[torch.optim.Optimizer]:
-        """Those of a model, whose transforms (None: all of it) have convolutions."""
-        config, transforms = self.config, transforms or model
+    def _optimise(self, model: nn.Module, transforms: nn.Module) -> None:
+        """New optimisers for a model, and for the convolutions of its transforms."""
+        config = self.config
         if config.optimiser == "muon":
             muon = Muon(transforms, config.lr)
-            return [muon, adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)]
-        if config.optimiser == "soap":
+            rest = adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)
+            self.optimisers: list[torch.optim.Optimizer] = [muon, rest]
+        elif config.optimiser == "soap":
             first, trained = soap(transforms, config.lr)
-            return [first, adam(model, trained, config.adam_lr, config.density_lr)]
-        return [adam(model, [], config.adam_lr, config.density_lr)]
+            self.optimisers = [first, adam(model, trained, config.adam_lr, config.density_lr)]
+        else:
+            self.optimisers = [adam(model, [], config.adam_lr, config.density_lr)]
+        self.peak_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
 
     # Checkpoints
 
@@ -172,6 +171,7 @@ class Trainer:
             "best": self.best,
             "seconds": self.seconds,
             "caution": self.caution,
+            "matching": self.matching,
             "config": self.config.as_dict(),
         }
 
@@ -194,6 +194,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.config.ema:
             self.mean.load_state_dict(state["mean"])
+        if state.get("matching"):
+            self._begin_matching()
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.best, self.seconds, self.caution = state["step"], state["best"], state["seconds"], state["caution"]
@@ -250,7 +252,9 @@ class Trainer:
             began = time.monotonic()
             if config.allocates_at(self.step):
                 self._allocate()
-            loss, rate, error = self._train_step(batch)
+            if self.step >= config.joint_steps and not self.matching:
+                self._begin_matching()
+            loss, rate, error = self._match_step(batch) if self.matching else self._train_step(batch)
             recent.append((loss, rate, error))
             self.step += 1
             self.seconds += time.monotonic() - began
@@ -269,9 +273,6 @@ class Trainer:
     def _train_step(self, batch: data.Batch) -> tuple[float, float, float]:
         """One step on one batch. Returns loss, bits per pixel and mean squared error. Raises `FloatingPointError`."""
         config, fabric = self.config, self.fabric
-        for optimiser, peaks in zip(self.optimisers, self.peak_rates, strict=True):
-            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * config.rate_at(self.step) * self.caution
         x = to_image(torch.from_numpy(batch.crops).to(fabric.device))
         position = torch.from_numpy(batch.position).to(fabric.device)
         lambdas = self._lambda_at(position)
@@ -282,43 +283,61 @@ class Trainer:
         rate = bits / (x.shape[2] * x.shape[3])
         cost = rate + lambdas * self._distortion(mse, restored, x)
         loss = (cost * weights_of(lambdas)).mean()
-        # Every process must see the same loss, and a signal that any of them got.
-        asked = torch.tensor(float(self.stop()), device=loss.device)
-        seen = fabric.all_reduce(torch.stack([loss.detach(), rate.detach().mean(), mse.detach().mean(), asked]), reduce_op="mean")
-        values = [float(v) for v in seen]  # type: ignore[union-attr]
-        if not math.isfinite(values[0]):
-            raise FloatingPointError(f"the loss is not finite at step {self.step}")
+        seen = self._seen(loss, rate, mse)
         self.model.zero_grad(set_to_none=True)
         fabric.backward(loss)
-        for optimiser in self.optimisers[: self.together]:
-            optimiser.step()
-        if config.match_every and self.step % config.match_every == 0:
-            self._match(x)
+        self._descend()
         if config.ema:
             # Short at first, so that the mean forgets where training began.
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - decay)
+        return seen
+
+    def _seen(self, loss: Tensor, rate: Tensor, error: Tensor) -> tuple[float, float, float]:
+        """Means over all processes, which must see the same loss, and a signal that any of them got. Raises `FloatingPointError`."""
+        asked = torch.tensor(float(self.stop()), device=loss.device)
+        means = self.fabric.all_reduce(torch.stack([loss.detach(), rate.detach().mean(), error.detach().mean(), asked]), reduce_op="mean")
+        values = [float(v) for v in means]  # type: ignore[union-attr]
+        if not math.isfinite(values[0]):
+            raise FloatingPointError(f"the loss is not finite at step {self.step}")
         self.stopping = values[3] > 0
         return values[0], values[1], values[2]
 
-    def _match(self, x: Tensor) -> None:
-        """One step of the analysis alone towards latents from which the synthesis, as it is, makes the least error without rounding.
+    def _descend(self) -> None:
+        """A step of the optimisers, at the rates that are due."""
+        for optimiser, peaks in zip(self.optimisers, self.peak_rates, strict=True):
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * self.config.rate_at(self.step) * self.caution
+            optimiser.step()
 
-        At high rates most of the error is what synthesis could show and analysis does not ask for. Of that the loss says little: its
-        gradients in the directions of small latents are noise of rounding, and here is none.
+    def _begin_matching(self) -> None:
+        """From here on the analysis is trained alone, starting from the mean of the weights."""
+        self.model.load_state_dict(self.mean.state_dict())
+        self._optimise(self.model.analysis, self.model.analysis)
+        self.matching = True
+
+    def _match_step(self, batch: data.Batch) -> tuple[float, float, float]:
+        """One step of the analysis towards latents from which the synthesis makes the least error without rounding.
+
+        At high rates much of the error is what the synthesis could show and the analysis does not ask for. The loss' gradients say
+        little of it: in the directions of small latents they are noise of rounding. Here is none. Returns as `_train_step`, no rate.
         """
+        x = to_image(torch.from_numpy(batch.crops).to(self.fabric.device))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16-mixed"):
-            y = self.model.analysis(x)
-            restored = self.model.synthesis(y).float()
+            restored = self.model.synthesis(self.model.analysis(x)).float()
+        error = (restored - x).square().mean(dim=(1, 2, 3))
         # Every image counts alike; what is better than 47 dB, less.
-        loss = torch.log((restored - x).square().mean(dim=(1, 2, 3)) + 2e-5).mean()
-        self.model.zero_grad(set_to_none=True)
+        loss = torch.log(error + 2e-5).mean()
+        seen = self._seen(loss, torch.zeros_like(error), error)
         parameters = list(self.model.analysis.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = self.fabric.all_reduce(gradient, reduce_op="mean")  # type: ignore[assignment]
-        for optimiser in self.optimisers[self.together :]:
-            optimiser.step()
+        self._descend()
+        if self.config.ema:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.mean.analysis.parameters()), parameters)
+        return seen
 
     def _allocate(self) -> None:
         """Set the gains to what measuring finds best for the mean of the weights."""
