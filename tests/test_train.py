@@ -22,8 +22,8 @@ from train import data
 from train.__main__ import main
 from train.config import Config, ConfigError, difference
 from train.loop import LAST, MODEL, Trainer, save_atomically
-from train.objective import RateDistortion
-from train.validation import centre_crops, to_image
+from train.objective import RateDistortion, to_image
+from train.validation import centre_crops
 
 ROOT = Path(__file__).parent.parent
 TINY = [

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from train.data import DataError
-from train.objective import RateDistortion
-from train.validation import centre_crops, to_image, validate
+from train.objective import RateDistortion, to_image
+from train.validation import centre_crops, validate
 
 
 def test_the_middles_of_photographs(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from train import freeze_hyper
 from train.config import Config
 from train.hyper import HyperModel, at
 from train.objective import RateDistortion
+from train.rounding import best_thrift
 
 WEIGHTS = "rdae-weights-1"
 """Format of a file that holds weights as they were trained, which the codec does not read."""
@@ -107,10 +108,12 @@ def measure(model: Model, crops: Tensor, quality: int) -> dict[str, float]:
 
 
 def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, Any], validation: Tensor, path: Path) -> dict[str, float]:
-    """Freeze, measure real files of the held-out crops, write. Returns what was measured."""
+    """Freeze, find how thriftily to round, measure real files of the held-out crops, write. Returns what was measured."""
     settings = config.as_dict()
     settings.pop("data")
     tensors, metadata = tensors_of(model, validation), _metadata(model, config)
+    if "thrift" in metadata and isinstance(model, HyperModel):
+        metadata["thrift"] = best_thrift(model, validation, config.lambdas)
     frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     measured = measure(frozen, validation, frozen.default_quality)
     metadata |= {"training": {**settings, **provenance}, "measured_on_held_out_crops": measured}

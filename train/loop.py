@@ -29,10 +29,10 @@ from codec.layout import Sizes
 from train import allocation, data, freeze, initialise
 from train.config import Config, difference
 from train.hyper import HyperModel
-from train.objective import REFERENCE_LAMBDA, RateDistortion, Rectifier
+from train.objective import REFERENCE_LAMBDA, RateDistortion, Rectifier, to_image
 from train.optim import Muon, adam, soap
 from train.vae import GaussianVAE
-from train.validation import centre_crops, to_image, validate
+from train.validation import centre_crops, validate
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
 PEAK = 255**2

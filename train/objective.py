@@ -31,6 +31,11 @@ class Rectifier(nn.ReLU):
         return math.sqrt(2) * super().forward(y)
 
 
+def to_image(crops: Tensor) -> Tensor:
+    """B×H×W×3 uint8 to B×3×H×W in 0…1, channels last."""
+    return crops.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
 class RateDistortion(nn.Module):
     """Transforms, density and gains, for one λ or a ladder of them.
 

@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from train import data
-from train.objective import RateDistortion
+from train.objective import RateDistortion, to_image
 from train.vae import GaussianVAE
-
-
-def to_image(crops: Tensor) -> Tensor:
-    """B×H×W×3 uint8 to B×3×H×W in 0…1, channels last."""
-    return crops.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
 def centre_crops(paths: list[Path], side: int = 256) -> Tensor:
