@@ -124,7 +124,9 @@ class Trainer:
             with torch.no_grad():
                 model.calibrate(torch.cat([model.latents(x) for x in self._some_crops().split(4)]))
         if config.allocates:
+            # With steps that are searched for, finer units would only promise the same as finer steps, and grow without end.
             model.log_gain.requires_grad_(False)
+            model.log_unit.requires_grad_(False)
         wrapped = fabric.setup_module(model)
         self.model = model
         self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
