@@ -146,7 +146,7 @@ class Config:
     def rate_at(self, step: int) -> float:
         """Factor on the learning rates at a step: a linear rise, a plateau, a half cosine to zero; for the last steps, once more."""
         peak, warmup, fall, left = 1.0, self.warmup, self.joint_steps * self.decay, self.joint_steps - step
-        if step >= self.joint_steps:
+        if self.match_steps and step >= self.joint_steps:
             peak, warmup, fall, left, step = MATCH_RATE, MATCH_WARMUP, self.match_steps, self.steps - step, step - self.joint_steps
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
         return peak * rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left / fall if fall else 1.0)))
