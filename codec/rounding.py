@@ -10,6 +10,7 @@ It is the encoder's choice. Decoders need not know. (Video encoders call it rate
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -29,6 +30,12 @@ class Savings:
     """What each symbol of some tables costs more than the next one nearer to zero."""
 
     def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    @cached_property
+    def _bits(self) -> Tensor:
+        """A row for each table, symbols -8…8. Without thrift nobody asks."""
+        tables = self._tables
         costs = Costs(tables)
         symbols = torch.arange(-MOST, MOST + 1).float()
         each = torch.arange(len(tables.counts))[:, None].expand(-1, len(symbols))
@@ -36,7 +43,7 @@ class Savings:
         # Costs beside each other, turned towards zero.
         below = costs.beside((symbols - 1).expand(each.shape), each)[0]
         towards_zero = torch.where(symbols > 0, below, above)
-        self._bits = torch.where(symbols == 0, 0.0, here - towards_zero)
+        return torch.where(symbols == 0, 0.0, here - towards_zero)
 
     def rounded(self, x: Tensor, tables: Tensor, thrift: float) -> Symbols:
         """Whole numbers, int32, for real ones in units of the step, with the numbers of their tables (of the same shape).

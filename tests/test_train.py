@@ -112,6 +112,21 @@ def test_the_last_steps_match_the_analysis_to_the_synthesis(tmp_path: Path, monk
     assert errors[1] < 0.98 * errors[0]
 
 
+def test_the_last_steps_roll_back_to_those_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is not finite right after the change of optimisers, with a checkpoint from before it."""
+    original, calls = Trainer._match_step, iter(range(100))
+
+    def fail_once(self: Trainer, batch: data.Batch) -> tuple[float, float, float]:
+        if next(calls) == 3:
+            raise FloatingPointError("the loss is not finite")
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "_match_step", fail_once)
+    assert train(tmp_path, "--steps", "36", "--match-steps", "11", "--early-steps", "0") == 0
+    state = torch.load(tmp_path / "lambda-0.013" / LAST, weights_only=True)
+    assert state["matching"] and state["caution"] == 0.5 and state["step"] == 36
+
+
 def test_a_run_is_not_overwritten_and_not_changed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(finished.parent, "--steps", "60") == 2
     assert "--resume" in capsys.readouterr().err
@@ -283,9 +298,12 @@ def test_a_hyperprior_is_trained_resumed_and_frozen(tmp_path: Path, photograph: 
     assert train(tmp_path / "once", *settings, "--steps", "40") == 0
     assert train(tmp_path / "twice", *settings, "--steps", "15", "--decay", "0") == 0
     (tmp_path / "twice" / "variable-rate" / MODEL).unlink()
+    early = torch.load(tmp_path / "twice" / "variable-rate" / LAST, weights_only=True)["model"]
     assert train(tmp_path / "twice", *settings, "--steps", "40", "--resume") == 0
     once, twice = (torch.load(tmp_path / name / "variable-rate" / LAST, weights_only=True) for name in ("once", "twice"))
     assert all(torch.equal(once["model"][k], twice["model"][k]) for k in once["model"])
+    # Where gains are searched for, units stay; else they would grow for ever.
+    assert torch.equal(early["log_unit"], twice["model"]["log_unit"]) and not torch.equal(early["log_gain"], twice["model"]["log_gain"])
     model = codec.load(tmp_path / "once" / "variable-rate" / MODEL)
     assert model.metadata["profile"] == "hyperprior" and model.qualities == 100
     sizes = [len(model.encode(photograph, q)) for q in (1, 50, 100)]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from compressai.layers import GDN
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -29,13 +29,12 @@ from codec.layout import Sizes
 from train import allocation, data, freeze, initialise
 from train.config import Config, difference
 from train.hyper import HyperModel
-from train.objective import REFERENCE_LAMBDA, RateDistortion, Rectifier, to_image
+from train.objective import PEAK, REFERENCE_LAMBDA, RateDistortion, Rectifier, to_image
 from train.optim import Muon, adam, soap
 from train.vae import GaussianVAE
 from train.validation import centre_crops, validate
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
-PEAK = 255**2
 FINE = 2
 """Slices of a model with seven turns whose networks are frozen in more than eight bits."""
 
@@ -130,9 +129,9 @@ class Trainer:
         wrapped = fabric.setup_module(model)
         self.model = model
         self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
-        self._optimise(model, torch.nn.ModuleList([model.analysis, model.synthesis]))
         self.matching = False
         """Whether the last steps, of the analysis alone, have begun."""
+        self._optimise()
         self.step, self.best, self.seconds, self.caution = 0, math.inf, 0.0, 1.0
         # What is validated and frozen: a running mean of the weights, or the weights themselves.
         self.mean = copy.deepcopy(model).requires_grad_(False) if config.ema else model
@@ -147,9 +146,10 @@ class Trainer:
         rng = np.random.default_rng(self.config.seed)
         return to_image(torch.from_numpy(np.stack([self.photographs.crop(256, rng) for _ in range(32)]))).to(self.fabric.device)
 
-    def _optimise(self, model: nn.Module, transforms: nn.Module) -> None:
-        """New optimisers for a model, and for the convolutions of its transforms."""
-        config = self.config
+    def _optimise(self) -> None:
+        """New optimisers, for everything, or for the analysis alone."""
+        config, model = self.config, self.model.analysis if self.matching else self.model
+        transforms = model if self.matching else torch.nn.ModuleList([self.model.analysis, self.model.synthesis])
         if config.optimiser == "muon":
             muon = Muon(transforms, config.lr)
             rest = adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)
@@ -196,8 +196,9 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.config.ema:
             self.mean.load_state_dict(state["mean"])
-        if state.get("matching"):
-            self._begin_matching()
+        if self.matching != state.get("matching", False):
+            self.matching = not self.matching
+            self._optimise()
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.best, self.seconds, self.caution = state["step"], state["best"], state["seconds"], state["caution"]
@@ -316,8 +317,8 @@ class Trainer:
     def _begin_matching(self) -> None:
         """From here on the analysis is trained alone, starting from the mean of the weights."""
         self.model.load_state_dict(self.mean.state_dict())
-        self._optimise(self.model.analysis, self.model.analysis)
         self.matching = True
+        self._optimise()
 
     def _match_step(self, batch: data.Batch) -> tuple[float, float, float]:
         """One step of the analysis towards latents from which the synthesis makes the least error without rounding.

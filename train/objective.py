@@ -16,6 +16,7 @@ from train.initialise import orthogonal
 LATENT_SCALE = 16.0
 """Where the units of the latents start. Orthogonal filters on pixels in 0…1 give values near one, while good quantiser steps at
 middling λ are near a sixteenth of that; with the factor outside the convolutions, all their weights start, and stay, near one."""
+PEAK = 255**2
 REFERENCE_LAMBDA = 0.013
 """Weights of the loss are relative to this λ."""
 

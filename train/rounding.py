@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from train.hyper import HyperModel
-from train.objective import to_image
+from train.objective import PEAK, to_image
 
 CANDIDATES: Final = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075)
 BATCH: Final = 8
-PEAK: Final = 255**2
 
 
 @torch.no_grad()
