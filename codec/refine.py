@@ -29,6 +29,7 @@ from codec.soft import Relax, SoftFactorized, SoftHyperprior
 if TYPE_CHECKING:
     from codec.model import Model
 
+FIRST_ALPHA: Final = 3.5
 LAST_ALPHA: Final = 12.0
 LAST_RATE: Final = 0.05
 """The learning rate falls to this part of what it began with."""
@@ -95,7 +96,7 @@ def refine(
     """
     # Few steps must be long ones, and there is little time to forget where the integers are. Nor does it help to forget them for long:
     # where neighbours give means, what lies between two integers tells them more than will be coded.
-    rate, alpha = min(0.1, 0.2 / math.sqrt(iterations)), min(5.0, max(3.0, 36 / iterations))
+    rate, alpha = min(0.1, entropy.pace / math.sqrt(iterations)), min(5.0, max(FIRST_ALPHA, 36 / iterations))
     start = [y / entropy.step] + ([] if side is None else [side])
     values = [value.clone().requires_grad_() for value in start]
     moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]

@@ -4,9 +4,8 @@ An effort is a number of gradient steps (`codec/refine.py`) over the latents of 
 In the end, what was found is coded by the exact entropy model and synthesised as a decoder does it, and is kept only if
 bits + λ·255²·MSE for each pixel, λ being what the quality was trained for, is below that of the latents as the analysis gives them.
 
-Latents are not rounded one by one, by what each saves against the error it makes: that saves bits and loses more. Errors towards zero
-add up in the synthesis (the largest eigenvalue of JᵀJ, J its Jacobian in steps of the quantiser, is some 30 times a mean one), and only
-its gradient knows of that.
+It starts from thriftily rounded latents (`codec/rounding.py`). What those do not know is that errors towards zero add up in the synthesis
+(the largest eigenvalue of JᵀJ, J its Jacobian in steps of the quantiser, is some 30 times a mean one). Only its gradient knows of that.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import torch
 from codec import refine, tiles
 from codec.coder import Symbols
 from codec.errors import ModelError
+from codec.frozen import STEP_BITS
 from codec.hyperprior import Hyperprior
 from codec.soft import SoftFactorized, SoftHyperprior
 from codec.tiles import Box
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 ITERATIONS: Final = (0, 3, 5, 8, 12, 15, 18, 22, 28, 34)
 """Gradient steps of each effort."""
+NEAR: Final = 0.45
+"""So far from whole numbers, in steps, the latents lie at most that a search starts from."""
 Latents = npt.NDArray[np.float32]
 
 
@@ -93,7 +95,7 @@ class Search:
             around = self._model.analyse_window(self._pixels, context)
             place = box.seen_from(context)
             around[:, place.slices[0], place.slices[1]] = y
-        found, side = self._refined(box, context, around, y, quality, weight)
+        found, side = self._refined(box, context, around, self._thrifty(y, quality), quality, weight)
         plain, better = (y, quality, None, True), (found, quality, side, False)
         before = self._cost(box, context, around, weight, *plain)
         try:
@@ -101,6 +103,14 @@ class Search:
         except ModelError:  # the search has left the range of what can be coded
             return plain
         return better if after < before else plain
+
+    def _thrifty(self, y: Latents, quality: int) -> Latents:
+        """Where the search starts: latents near y whose nearest symbols are those that y is thriftily rounded to."""
+        entropy = self._model.entropy
+        decoded = entropy.dequantise(entropy.quantise(y, quality), quality)
+        reach = (NEAR * entropy.steps[quality - 1] / (1 << STEP_BITS)).astype(np.float32)[:, None, None]
+        start: Latents = decoded + np.clip(y - decoded, -reach, reach)
+        return start
 
     def _refined(self, box: Box, context: Box, around: Latents, y: Latents, quality: int, weight: float) -> tuple[Latents, Symbols | None]:
         """What the gradients find."""

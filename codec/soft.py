@@ -9,7 +9,7 @@ Both are called with latents and a function that stands in for rounding. The sid
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as functional
@@ -27,6 +27,9 @@ Relax = Callable[[Tensor], Tensor]
 class SoftFactorized:
     """Profile 1: one table for each channel."""
 
+    pace: Final = 0.2
+    """The length of a gradient step, in units of the quantiser's, times the root of their number."""
+
     def __init__(self, entropy: Factorized, quality: int) -> None:
         self.step = _column(entropy.steps[quality - 1] / (1 << STEP_BITS))
         """M×1×1."""
@@ -41,6 +44,10 @@ class SoftFactorized:
 
 class SoftHyperprior:
     """Profile 2: what `Hyperprior.run` computes."""
+
+    pace: Final = 0.09
+    """As above. Where neighbours give means, what lies between two integers misleads them, and most of all at low rate: on held-out
+    photographs, 34 steps bring 4.7 % with this, 2.2 % with 0.2 and nothing with 0.4."""
 
     def __init__(self, entropy: Hyperprior, quality: int) -> None:
         self.step = _column(entropy.steps[quality - 1] / (1 << STEP_BITS))

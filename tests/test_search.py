@@ -13,8 +13,9 @@ from codec import model as models
 from codec import picture as pictures
 from codec.encoder import MOST_EFFORT, Encoder
 from codec.errors import ImageError, ModelError
+from codec.hyperprior import Hyperprior
 from codec.model import Model, from_bytes, to_bytes
-from codec.search import ITERATIONS
+from codec.search import ITERATIONS, Search
 from tools.bdrate import bd_rate
 
 SHIPPED = [("hyperprior-3", 60), ("lambda-0.013", 1)]
@@ -24,6 +25,11 @@ SHIPPED = [("hyperprior-3", 60), ("lambda-0.013", 1)]
 def tiny(request: pytest.FixtureRequest) -> Model:
     model: Model = request.getfixturevalue(request.param)
     return model
+
+
+def tiny_side(model: Model, y: np.ndarray, quality: int) -> np.ndarray | None:
+    """The side information of latents."""
+    return model.entropy.side_information(y, quality) if isinstance(model.entropy, Hyperprior) else None
 
 
 def objective(model: Model, image: np.ndarray, data: bytes, quality: int) -> float:
@@ -101,6 +107,21 @@ def test_large_pictures_are_searched_piece_by_piece(
     assert threaded == searched
     assert objective(tiny, image, searched, 2) < objective(tiny, image, plain, 2)
     assert seen[-1] == (6 * ITERATIONS[2],) * 2
+
+
+@pytest.mark.parametrize("quality", [1, 3])
+def test_it_starts_from_what_would_be_coded_without_it(
+    tiny: Model, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch, quality: int
+) -> None:
+    """Plain rounding of its start gives what thrifty rounding of the latents gives; most of them stay where they are."""
+    image = photograph[:96, :128]
+    y = tiny.analyse(image) * 2
+    monkeypatch.setattr(tiny.entropy, "thrift", np.full(tiny.qualities, 0.15))
+    start = Search(tiny, image, None, 1)._thrifty(y, quality)
+    wanted = tiny.entropy.quantise(y, quality)
+    np.testing.assert_array_equal(tiny.entropy.trial(start, quality, tiny_side(tiny, y, quality), thrifty=False)[1], wanted)
+    assert (tiny.entropy.trial(y, quality, thrifty=False)[1] != wanted).any()
+    assert np.median(np.abs(start - y)) < 1e-3 * np.median(np.abs(y))
 
 
 def test_a_search_that_finds_nothing_changes_nothing(tiny: Model, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
