@@ -55,7 +55,7 @@ class Savings:
         lowest, highest = (float(extreme) for extreme in nearest.aminmax())
         if not (lowest >= -LARGEST and highest <= LARGEST):  # nor for NaN
             raise ModelError("the model gives latents that are out of range")
-        symbols = nearest.int()
+        symbols = nearest.int().contiguous()
         if thrift:
             some = nearest.flatten().nonzero()[:, 0]
             n = nearest.flatten()[some]

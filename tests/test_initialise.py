@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.initialise import cosines, karhunen_loeve
+from train.initialise import cosines, fit_density, karhunen_loeve, narrowed
 from train.objective import RateDistortion
 
 
@@ -72,3 +72,39 @@ def test_filters_without_a_use_can_still_learn(crops: torch.Tensor) -> None:
     spoken = model.synthesis.conv2.weight.grad
     assert (heard[:, 48:].abs().amax(dim=(0, 2, 3)) > 0).all()
     assert (spoken[48 * 4 :].abs().amax(dim=(1, 2, 3)) > 0).all()
+
+
+def test_a_narrower_model_takes_the_latents_that_vary_most(crops: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    wide, narrow = RateDistortion((0.013, 0.05), 16, 24), RateDistortion((0.013, 0.05), 16, 10)
+    with torch.no_grad():
+        wide.log_unit.add_(torch.randn(24))
+        wide.log_gain.add_(torch.randn(2, 24))
+    narrow.load_state_dict(narrowed(wide.state_dict(), RateDistortion((0.013, 0.05), 16, 24), crops, 10))
+    with torch.no_grad():
+        scaled, few = (model.latents(crops) * model.gain(torch.ones(len(crops))) for model in (wide, narrow))
+    spread = scaled.std(dim=(0, 2, 3))
+    keep = [channel for channel in range(24) if spread[channel] >= spread.sort().values[-10]]
+    torch.testing.assert_close(few, scaled[:, keep])
+    torch.testing.assert_close(narrow.synthesis.conv1.weight, wide.synthesis.conv1.weight[:, keep])
+
+
+def test_a_density_is_fitted_to_latents_that_are_there_already(crops: torch.Tensor) -> None:
+    """Its rate comes near the entropy of each channel's own histogram, which no static model can pass by much."""
+    torch.manual_seed(0)
+    model = RateDistortion((0.004, 0.04), 64, 96)
+    karhunen_loeve(model, crops)
+    transforms = model.analysis.conv1.weight.detach().clone()
+    fit_density(model, crops)
+    with torch.no_grad():
+        y = model.latents(crops)
+        for rung in (0, 1):
+            position = torch.full((len(crops),), float(rung))
+            bits = float(model.code(y, position)[0].sum())
+            ideal = 0.0
+            for channel in torch.round(y * model.gain(position)).transpose(0, 1).flatten(1):
+                counts = channel.unique(return_counts=True)[1].float()
+                ideal -= float((counts * torch.log2(counts / counts.sum())).sum())
+            # A histogram of a hundred latents fits itself better than any density does.
+            assert 0.98 * ideal < bits < 1.25 * ideal
+    assert torch.equal(model.analysis.conv1.weight, transforms)

@@ -314,7 +314,14 @@ def test_a_hyperprior_is_trained_resumed_and_frozen(tmp_path: Path, photograph: 
 def test_gains_stay_once_the_learning_rate_falls() -> None:
     config = Config(lambdas=(0.003, 0.03), quantiser="mixed", allocate_every=10, steps=100, decay=0.6)
     assert [step for step in range(100) if config.allocates_at(step)] == [0, 10, 20, 30, 40]
-    assert not any(Config(allocate_every=10, quantiser="mixed").allocates_at(step) for step in range(100))
+    assert not any(Config(allocate_every=10, quantiser="noise").allocates_at(step) for step in range(100))
+
+
+def test_a_narrower_model_starts_from_a_wider_one(finished: Path, tmp_path: Path, photograph: np.ndarray) -> None:
+    settings = ["--quantiser", "mixed", "--allocate-every", "10", "--latents", "5", "--steps", "1", "--lambda", "0.02"]
+    assert train(tmp_path, *settings, "--start-from", str(finished / MODEL)) == 0
+    model = codec.load(tmp_path / "lambda-0.02" / MODEL)
+    assert model.latents == 5 and model.decode(model.encode(photograph)).shape == photograph.shape
 
 
 def test_scalars_pictures_and_real_files_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,9 +66,9 @@ def log_gains(model: RateDistortion, images: Tensor, lambdas: Sequence[float], s
     candidates = torch.linspace(first, last, count)
     rates, errors = [], []
     for candidate in candidates.tolist():
-        step = math.exp(-candidate)
-        restored = torch.round(y / step) * step
-        rates.append(model.density.bits(restored[None], step)[0].mean(dim=1))
+        gain = torch.full((1, len(y), 1), math.exp(candidate), device=y.device)
+        restored = model.rounded(y[None], gain)[0] / gain[0]
+        rates.append(model.density.bits(restored[None], 1 / gain)[0].mean(dim=1))
         errors.append(((restored - y).square() * weight).mean(dim=1))
     rate, error = torch.stack(rates), torch.stack(errors)
     # A latent answers for 16×16 pixels of three colours; the mean squared error is over colours as well.

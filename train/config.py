@@ -61,10 +61,10 @@ class Config:
     ema: float = _option(0.998, "decay of the running mean of the weights that is validated and frozen; 0 takes the weights as they are")
     quantiser: str = _option("noise", "what stands for rounding: noise, or noise in the rate only", choices=("noise", "mixed"))
     allocate_every: int = _option(
-        500, "steps between searches for the best gains of a ladder, with --quantiser mixed; 0 learns them by gradients"
+        500, "steps between searches for the best gains, with --quantiser mixed; 0 learns those of a ladder by gradients"
     )
     thrift: float = _option(
-        0.05, "with --entropy hyperprior: how much squared error, in squared steps, a saved bit is worth when a latent is rounded; 0: none"
+        0.05, "with --quantiser mixed: how much squared error, in squared steps, a saved bit is worth when a latent is rounded; 0: none"
     )
     distortion: str = _option(
         "mse", "what λ multiplies: mean square or mean size of errors on 0…255, or 1 - MS-SSIM", choices=("mse", "l1", "ms-ssim")
@@ -132,7 +132,7 @@ class Config:
     @property
     def allocates(self) -> bool:
         """Whether gains are searched for instead of learned."""
-        return len(self.lambdas) > 1 and self.quantiser == "mixed" and self.allocate_every > 0
+        return self.quantiser == "mixed" and self.allocate_every > 0
 
     def allocates_at(self, step: int) -> bool:
         """Whether a step begins with a search for gains. Once the learning rate falls, weights settle about the gains that there are."""

@@ -84,7 +84,7 @@ def _metadata(model: RateDistortion, config: Config) -> dict[str, Any]:
         "latents": config.latents,
         "lambdas": list(config.lambdas),
         "distortion": config.distortion,
-        **({"thrift": [config.thrift] * len(config.lambdas)} if isinstance(model, HyperModel) and config.thrift else {}),
+        **({"thrift": [model.thrift] * len(config.lambdas)} if model.thrift else {}),
         "default_quality": 1 if len(config.lambdas) == 1 else QUALITIES // 2,
     }
 
@@ -112,7 +112,7 @@ def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, 
     settings = config.as_dict()
     settings.pop("data")
     tensors, metadata = tensors_of(model, validation), _metadata(model, config)
-    if "thrift" in metadata and isinstance(model, HyperModel):
+    if "thrift" in metadata:
         metadata["thrift"] = best_thrift(model, validation, config.lambdas)
     frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     measured = measure(frozen, validation, frozen.default_quality)

@@ -28,10 +28,8 @@ from torch import Tensor, nn
 
 from codec.density import HALF_KNOTS, SPACING, Density
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, mask
-from train.objective import RateDistortion, rounded
+from train.objective import MOST, RateDistortion, rounded, straight_through, thriftily
 
-MOST = 8
-"""Symbols beyond are rounded as if they cost as much more than their neighbours as this one."""
 SMALLEST_SPREAD = -2
 """log2 of the smallest divisor: channels that hardly ever leave zero are not blown up to look like the others."""
 LARGEST_SPREAD = 10
@@ -167,8 +165,7 @@ class HyperModel(RateDistortion):
         self, lambdas: Sequence[float], filters: int = 128, latents: int = 192, sizes: Sizes | None = None, thrift: float = 0.0
     ) -> None:
         """`thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded."""
-        super().__init__(lambdas, filters, latents)
-        self.thrift = thrift
+        super().__init__(lambdas, filters, latents, mixed=True, thrift=thrift)
         sizes = sizes or Sizes()
         if sum(sizes.slices) != latents or sizes.side > latents:
             raise ValueError("the slices must add up to the latents, and the side information may not have more channels")
@@ -237,10 +234,6 @@ class HyperModel(RateDistortion):
             part.last.bias[:size] = mean[own] / torch.exp2(spread)
             part.last.bias[size:] = deviation[own].log2() - spread
 
-    def latents(self, x: Tensor) -> Tensor:
-        """Latents B×M×h×w, in their units, of images B×3×16h×16w."""
-        return self.analysis(x).float() * self.log_unit.exp()[:, None, None]
-
     @torch.no_grad()
     def savings(self) -> Tensor:
         """Bits that a symbol costs more than the next one nearer to zero: a row for each table, symbols 0…`MOST` (none for zero)."""
@@ -286,9 +279,13 @@ class HyperModel(RateDistortion):
                 mean, octave = torch.where(here, m, mean), torch.where(here, o, octave)
                 residual = (y[:, own] - m) * gain[:, own]
                 with torch.no_grad():
-                    nearest = thriftily(residual, o + torch.log2(gain[:, own]), savings, self.thrift)
+                    nearest = torch.round(residual)
+                    if self.thrift:
+                        table = ((o + torch.log2(gain[:, own]) - LOWEST_OCTAVE) * PER_OCTAVE).round_().clamp_(0, TABLES - 1).long()
+                        saved = savings[table, nearest.abs().clamp(max=MOST).long()]
+                        nearest = thriftily(residual, nearest, saved, self.thrift)
                 # Straight through.
-                known = torch.where(here, (residual + (nearest - residual).detach()) / gain[:, own] + m, known)
+                known = torch.where(here, straight_through(y[:, own] - m, nearest, gain[:, own]) + m, known)
                 symbol = torch.where(here, nearest, symbol)
             means.append(mean)
             octaves.append(octave)
@@ -301,31 +298,6 @@ class HyperModel(RateDistortion):
             step = torch.exp2(-octave.clamp(max=LOWEST_OCTAVE + (TABLES - 1) / PER_OCTAVE))
             bits_y = self.density.bits(residual * step, step).sum(dim=(1, 2, 3))
         return bits_y, bits_z, decoded
-
-    def forward(self, x: Tensor, position: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Rate in bits per image (B), mean squared error on 0…1 per image (B), reconstruction B×3×H×W.
-
-        x is B×3×H×W in 0…1; position B; noise B×M×H/16×W/16 uniform in ±½, or None for real rounding in the rate as well.
-        """
-        bits_y, bits_z, decoded = self.code(self.latents(x), position, noise)
-        restored = self.synthesis(decoded * (-self.log_unit).exp()[:, None, None]).float()
-        return bits_y + bits_z, (restored - x).square().mean(dim=(1, 2, 3)), restored
-
-
-def thriftily(x: Tensor, octave: Tensor, savings: Tensor, thrift: float) -> Tensor:
-    """Whole numbers for real ones, in units of the step, with log2 σ/Δ of the same shape: the nearest, or the next one nearer to zero.
-
-    That one where each bit it saves adds at most `thrift` to the squared error.
-    """
-    size = x.abs()
-    symbol = torch.floor(size + 0.5)
-    if thrift:
-        table = ((octave - LOWEST_OCTAVE) * PER_OCTAVE).round_().clamp_(0, TABLES - 1).long()
-        saved = savings[table, symbol.clamp(max=savings.shape[1] - 1).long()]
-        # (|x| - (n - 1))² - (|x| - n)²
-        more = 1 + 2 * (size - symbol)
-        symbol = torch.where((symbol > 0) & (thrift * saved > more), symbol - 1, symbol)
-    return symbol * x.sign()
 
 
 def at(rows: Tensor, position: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def network(config: Config) -> RateDistortion | GaussianVAE:
         return GaussianVAE(config.filters, config.latents, config.prior, gdn)
     if config.entropy == "hyperprior":
         return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config), config.thrift)
-    return RateDistortion(config.lambdas, config.filters, config.latents, config.quantiser == "mixed", gdn)
+    mixed = config.quantiser == "mixed"
+    return RateDistortion(config.lambdas, config.filters, config.latents, mixed, gdn, config.thrift if mixed else 0.0)
 
 
 class Trainer:
@@ -113,6 +115,9 @@ class Trainer:
         self.manifest = data.manifest(paths)
         model = network(config)
         if start is not None:
+            known = len(start.get("log_unit", ()))
+            if known > config.latents and config.entropy == "factorized" and config.objective == "rd":
+                start = initialise.narrowed(start, network(replace(config, latents=known)), self._some_crops(), config.latents)
             try:
                 model.load_state_dict({**model.state_dict(), **start})
             except RuntimeError as error:
@@ -122,6 +127,8 @@ class Trainer:
         if isinstance(model, HyperModel) and "log_spread" not in (start or {}):
             with torch.no_grad():
                 model.calibrate(torch.cat([model.latents(x) for x in self._some_crops().split(4)]))
+        elif isinstance(model, RateDistortion) and start is not None and "density.logits" not in start:
+            initialise.fit_density(model, self._some_crops(), config.seed)
         if config.allocates:
             # With steps that are searched for, finer units would only promise the same as finer steps, and grow without end.
             model.log_gain.requires_grad_(False)

@@ -17,6 +17,8 @@ LATENT_SCALE = 16.0
 """Where the units of the latents start. Orthogonal filters on pixels in 0…1 give values near one, while good quantiser steps at
 middling λ are near a sixteenth of that; with the factor outside the convolutions, all their weights start, and stay, near one."""
 PEAK = 255**2
+MOST = 8
+"""Symbols beyond ±8 are rounded as if they cost as much more than their neighbours as these."""
 REFERENCE_LAMBDA = 0.013
 """Weights of the loss are relative to this λ."""
 
@@ -40,19 +42,28 @@ def to_image(crops: Tensor) -> Tensor:
 class RateDistortion(nn.Module):
     """Transforms, density and gains, for one λ or a ladder of them.
 
-    A channel's latents are the analysis times a trained unit; with one λ, they are quantised in steps of one, as in the paper. With
-    several, each λ has a gain per channel in front of the quantiser; between two rungs it is interpolated geometrically. The density
-    is one for all.
+    A channel's latents are the analysis times a trained unit. Each λ has a gain per channel in front of the quantiser, which between
+    two rungs is interpolated geometrically. With one λ it is one, as in the paper, unless it is searched for (`train/allocation.py`). The
+    density is one for all.
     """
 
     log_gain: Tensor
 
     def __init__(
-        self, lambdas: Sequence[float], filters: int = 128, latents: int = 192, mixed: bool = False, gdn: transforms.GDNFactory = GDN
+        self,
+        lambdas: Sequence[float],
+        filters: int = 128,
+        latents: int = 192,
+        mixed: bool = False,
+        gdn: transforms.GDNFactory = GDN,
+        thrift: float = 0.0,
     ) -> None:
-        """`mixed` puts straight-through rounding in the place of noise for the distortion, but not for the rate."""
+        """`mixed` puts straight-through rounding in the place of noise for the distortion, but not for the rate.
+
+        `thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded.
+        """
         super().__init__()
-        self.mixed = mixed
+        self.mixed, self.thrift = mixed, thrift
         self.analysis = transforms.analysis(filters, latents, gdn)
         self.synthesis = transforms.synthesis(filters, latents, gdn)
         self.density = Density(latents)
@@ -73,28 +84,71 @@ class RateDistortion(nn.Module):
         weight = (position - low)[:, None]
         return torch.lerp(self.log_gain[low], self.log_gain[high], weight).exp()[:, :, None, None]
 
+    def latents(self, x: Tensor) -> Tensor:
+        """Latents B×M×h×w, in their units, of images B×3×16h×16w in 0…1."""
+        return self.analysis(x).float() * self.log_unit.exp()[:, None, None]
+
+    @torch.no_grad()
+    def rounded(self, y: Tensor, gain: Tensor) -> Tensor:
+        """What an encoder rounds y · gain to, whole numbers, for latents B×M×… and a gain that broadcasts against them."""
+        scaled = y * gain
+        nearest = torch.round(scaled)
+        if not self.thrift:
+            return nearest
+        # The cost of the symbols -MOST…MOST in each channel; those beyond are rounded as if they cost as much more than their neighbours.
+        symbols = torch.arange(-MOST, MOST + 1, device=y.device, dtype=y.dtype)
+        step = (1 / gain).flatten(2)
+        cost = self.density.bits(symbols * step, step)
+        here = nearest.clamp(-MOST, MOST).long().flatten(2) + MOST
+        nearer_to_zero = here - nearest.sign().long().flatten(2)
+        cost = cost.expand(len(y), -1, -1)
+        saved = (cost.gather(2, here) - cost.gather(2, nearer_to_zero)).reshape(y.shape)
+        return thriftily(scaled, nearest, saved, self.thrift)
+
+    def code(self, y: Tensor, position: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Bits of latents B×M×h×w and of their side information, of which there is none (B each), and the decoded latents ŷ B×M×h×w.
+
+        position and noise are as in `forward`.
+        """
+        with torch.autocast(y.device.type, enabled=False):
+            gain = self.gain(position)
+            if noise is None:
+                decoded = quantised = self.rounded(y, gain) / gain
+            else:
+                quantised = (y * gain + noise) / gain
+                decoded = straight_through(y, self.rounded(y, gain), gain) if self.mixed else quantised
+            bits = self.density.bits(quantised, 1 / gain).sum(dim=(1, 2, 3))
+        return bits, torch.zeros_like(bits), decoded
+
     def forward(self, x: Tensor, position: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Rate in bits per image (B), mean squared error on 0…1 per image (B), reconstruction B×3×H×W.
 
-        x is B×3×H×W in 0…1; position B; noise B×M×H/16×W/16 uniform in ±½, or None for real rounding.
+        x is B×3×H×W in 0…1; position B; noise B×M×H/16×W/16 uniform in ±½, or None for real rounding in the rate as well.
         Ballé et al. 2017, eq. (11): ỹ = y + Δy in training; eq. (8): ŷ = round(y) at test time. With `mixed`, the synthesis gets round(y)
         in training as well, and the gradient of the identity (Minnen, Singh 2020, section 3.3). Where steps are wide against the latents,
         noise of their width is far from what rounding to zero does, and a network for many rates cannot learn to ignore it.
         """
-        unit = self.log_unit.exp()[:, None, None]
-        y = self.analysis(x).float() * unit
-        with torch.autocast(x.device.type, enabled=False):
-            gain = self.gain(position)
-            scaled = y * gain
-            quantised = (torch.round(scaled) if noise is None else scaled + noise) / gain
-            bits = self.density.bits(quantised, 1 / gain).sum(dim=(1, 2, 3))
-            if self.mixed and noise is not None:
-                quantised = rounded(y, gain)
-        restored = self.synthesis(quantised / unit).float()
-        return bits, (restored - x).square().mean(dim=(1, 2, 3)), restored
+        bits_y, bits_z, decoded = self.code(self.latents(x), position, noise)
+        restored = self.synthesis(decoded * (-self.log_unit).exp()[:, None, None]).float()
+        return bits_y + bits_z, (restored - x).square().mean(dim=(1, 2, 3)), restored
+
+
+def straight_through(y: Tensor, hard: Tensor, gain: Tensor) -> Tensor:
+    """The quotient hard / gain, of shapes that broadcast, for the whole numbers that y · gain was rounded to; its gradient is that of y."""
+    scaled = y * gain
+    return (scaled + (hard - scaled).detach()) / gain
 
 
 def rounded(y: Tensor, gain: Tensor) -> Tensor:
     """ŷ = round(y · gain) / gain, of any shapes that broadcast; straight through, the gradient is that of y."""
-    scaled = y * gain
-    return (scaled + (torch.round(scaled) - scaled).detach()) / gain
+    return straight_through(y, torch.round(y * gain), gain)
+
+
+def thriftily(x: Tensor, nearest: Tensor, saved: Tensor, thrift: float) -> Tensor:
+    """Of real numbers in units of the step, the whole numbers nearest to them, or the next ones nearer to zero.
+
+    Those where each of the bits that it saves (all of the same shape) adds at most `thrift` to the squared error (`codec/rounding.py`).
+    """
+    # (|x| - (|n| - 1))² - (|x| - |n|)²
+    more = 1 + 2 * (x.abs() - nearest.abs())
+    return torch.where((nearest != 0) & (thrift * saved > more), nearest - nearest.sign(), nearest)

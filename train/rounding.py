@@ -8,15 +8,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from train.hyper import HyperModel
-from train.objective import PEAK, to_image
+from train.objective import PEAK, RateDistortion, to_image
 
 CANDIDATES: Final = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075)
 BATCH: Final = 8
 
 
 @torch.no_grad()
-def best_thrift(model: HyperModel, crops: Tensor, lambdas: Sequence[float]) -> list[float]:
+def best_thrift(model: RateDistortion, crops: Tensor, lambdas: Sequence[float]) -> list[float]:
     """For each rung, of the candidates that which minimises bits + λ · squared error on 0…255, over crops N×H×W×3 uint8.
 
     The model's own thrift stays as it is.
