@@ -28,16 +28,16 @@ def test_the_rows_are_the_bits_of_the_tables(out: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["quality"]) for row in rows] == QUALITIES
     ((name, pixels),) = integers.crops_of(SAMPLES, 1, 128)
-    model = codec.load("hyperprior-2", "fp32")
+    model = codec.load("hyperprior-3", "fp32")
     y = model.analyse(pixels)
     for row in rows:
         quality = int(row["quality"])
         assert row["photograph"] == name and int(row["pixels"]) == 128 * 128
-        assert float(row["file"]) == pytest.approx(sum(model.entropy.bits(y, quality)), abs=0.1)
+        assert float(row["file"]) == pytest.approx(sum(model.entropy.trial(y, quality, thrifty=False)[0]), abs=0.1)
         # A real payload ends on a whole word.
-        assert float(row["file"]) <= 8 * len(model.entropy.encode(y, quality)) <= 1.001 * float(row["file"]) + 64
+        assert float(row["file"]) <= 8 * len(model.entropy.encode(y, quality, thrifty=False)) <= 1.001 * float(row["file"]) + 64
         # On so few latents, one that is rounded to the other side shows, with those around it that it sets off.
-        assert float(row["file"]) == pytest.approx(float(row["floats"]), rel=0.03) and row["file"] != row["floats"]
+        assert float(row["file"]) == pytest.approx(float(row["floats"]), rel=0.08) and row["file"] != row["floats"]
         # One photograph shows too little of how far maps reach.
         assert float(row["frozen"]) == pytest.approx(float(row["floats"]), rel=0.1) and row["frozen"] != row["file"]
 
@@ -53,8 +53,8 @@ def test_the_table_says_what_the_rows_do(out: Path) -> None:
 
 
 def test_float_weights_are_those_of_training() -> None:
-    model = codec.load("hyperprior-2", "fp32")
-    thawed = integers.thaw(model, registry.path_of("hyperprior-2"))
+    model = codec.load("hyperprior-3", "fp32")
+    thawed = integers.thaw(model, registry.path_of("hyperprior-3"))
     weights = model.entropy.float_weights()
     state = thawed.state_dict()
     for name, tensor in weights.items():

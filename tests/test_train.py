@@ -20,8 +20,9 @@ from conftest import SAMPLES
 import codec
 from train import data
 from train.__main__ import main
+from train.checkpoint import save_atomically
 from train.config import Config, ConfigError, difference
-from train.loop import LAST, MODEL, Trainer, save_atomically
+from train.loop import LAST, MODEL, Trainer
 from train.objective import RateDistortion, to_image
 from train.validation import centre_crops
 

@@ -1,11 +1,12 @@
 """What integer arithmetic costs a model of profile 2: bits of its networks in integers against the same networks in floating point.
 
-python -m tools.integers PHOTOS                        hyperprior-2, 16 crops of 512×512, writes data/results/integers.csv and .md
+python -m tools.integers PHOTOS                        hyperprior-3, 16 crops of 512×512, writes data/results/integers.csv and .md
 python -m tools.integers PHOTOS --model my.safetensors --qualities 1 50 100 --out results
 
 The networks are thawed from the model file and frozen again, with ranges of their maps measured on other photographs than those that
-are coded. Bits are -log2 P by the coding tables, side information included, with real rounding on both sides; in floating point, σ is not
-quantised either. The file's own integers are in the table too: where it has sixteen bits, what their weights lost is in both columns.
+are coded. Bits are -log2 P by the coding tables, side information included, with real rounding on both sides, and plain rounding, since
+thrifty rounding would choose other symbols; in floating point, σ is not quantised either. The file's own integers are in the table too:
+where it has sixteen bits, what their weights lost is in both columns.
 """
 
 from __future__ import annotations
@@ -70,13 +71,12 @@ def measure(
     thawed, own = thaw(model, path), model.entropy
     assert isinstance(own, Hyperprior)
     integers = freeze_hyper.tensors(thawed, model.qualities, torch.from_numpy(np.stack(shown)))
-    again = Hyperprior(integers, model.steps, thawed.sizes, own.thrift)
+    again = Hyperprior(integers, model.steps, thawed.sizes)
     rows: list[dict[str, object]] = []
     for name, pixels in coded:
         y = model.analyse(pixels)
         for quality in qualities:
             position = torch.tensor([(quality - 1) / max(model.qualities - 1, 1) * (len(thawed.log_gain) - 1)])
-            thawed.thrift = float(own.thrift[quality - 1])
             floats = sum(float(bits) for bits in thawed.code(torch.from_numpy(y)[None], position)[:2])
             rows.append(
                 {
@@ -84,7 +84,7 @@ def measure(
                     "quality": quality,
                     "pixels": pixels.shape[0] * pixels.shape[1],
                     "floats": round(floats, 1),
-                    "file": round(sum(own.bits(y, quality)), 1),
+                    "file": round(sum(own.trial(y, quality, thrifty=False)[0]), 1),
                     "frozen": round(sum(again.bits(y, quality)), 1),
                 }
             )
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path, help="a folder of photographs, none of them from a test set")
-    parser.add_argument("--model", default="hyperprior-2", help="a shipped model's name, or a file")
+    parser.add_argument("--model", default="hyperprior-3", help="a shipped model's name, or a file")
     parser.add_argument("--crops", type=int, default=16)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--shown", type=int, default=16, help="photographs that the maps' ranges are measured on")

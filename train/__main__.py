@@ -88,8 +88,9 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
     warnings.filterwarnings("ignore", category=FutureWarning)  # compressai scripts a module on import
     from codec.errors import RdaeError
     from train import freeze
+    from train.checkpoint import Interrupted, TrainingError
     from train.data import DataError
-    from train.loop import LAST, MODEL, Interrupted, Trainer, TrainingError
+    from train.loop import LAST, MODEL, Trainer
 
     start_file: Path | None = arguments.start_from
     try:

@@ -6,13 +6,10 @@ import copy
 import csv
 import json
 import math
-import os
 import platform
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +25,7 @@ from tqdm import tqdm
 
 from codec.layout import Sizes
 from train import allocation, data, freeze, initialise
+from train.checkpoint import Interrupted, TrainingError, save_atomically, until_signalled
 from train.config import Config, difference
 from train.hyper import HyperModel
 from train.objective import PEAK, REFERENCE_LAMBDA, RateDistortion, Rectifier, to_image
@@ -38,40 +36,6 @@ from train.validation import centre_crops, validate
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
 FINE = 2
 """Slices of a model with seven turns whose networks are frozen in more than eight bits."""
-
-
-class TrainingError(Exception):
-    """Training cannot go on; the message is one line."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """A signal asked the run to stop; its state is saved."""
-
-
-@contextmanager
-def _until_signalled() -> Iterator[Callable[[], bool]]:
-    """Within the block, SIGINT and SIGTERM only raise a flag, which the yielded function reads."""
-    seen: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: seen.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write beside the file and rename, so that a full disk or a crash leaves the old one. Raises `TrainingError`."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(f"{path}: cannot write the checkpoint: {error}") from error
 
 
 def weights_of(lambdas: Tensor) -> Tensor:
@@ -219,17 +183,19 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / CONFIG).write_text(json.dumps({**config.as_dict(), **self.provenance()}, indent=1) + "\n")
         with (
-            _until_signalled() as stop,
+            until_signalled() as stop,
             tqdm(
                 total=config.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not fabric.is_global_zero, file=sys.stderr
             ) as bar,
         ):
             self.stop = stop
+            if not self.step:
+                self.save()  # something to fall back to
             while self.step < config.steps:
                 try:
                     self._stretch(bar)
                 except FloatingPointError as error:
-                    if self.caution < 1 or not (self.out / LAST).exists():
+                    if self.caution < 1:
                         raise TrainingError(f"{error}; lower the learning rate") from error
                     self.restore()
                     self.caution, bar.n = 0.5, self.step
