@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,10 +313,12 @@ def test_a_hyperprior_is_trained_resumed_and_frozen(tmp_path: Path, photograph: 
     assert model.decode(model.encode(photograph)).shape == photograph.shape
 
 
-def test_gains_stay_once_the_learning_rate_falls() -> None:
+def test_gains_of_profile_2_stay_once_the_learning_rate_falls() -> None:
     config = Config(lambdas=(0.003, 0.03), quantiser="mixed", allocate_every=10, steps=100, decay=0.6)
-    assert [step for step in range(100) if config.allocates_at(step)] == [0, 10, 20, 30, 40]
-    assert not any(Config(allocate_every=10, quantiser="noise").allocates_at(step) for step in range(100))
+    assert [step for step in range(100) if config.allocates_at(step)] == list(range(0, 100, 10))
+    assert [step for step in range(100) if replace(config, entropy="hyperprior").allocates_at(step)] == [0, 10, 20, 30, 40]
+    assert [step for step in range(100) if replace(config, match_steps=75).allocates_at(step)] == [0, 10, 20]
+    assert not any(replace(config, quantiser="noise").allocates_at(step) for step in range(100))
 
 
 def test_a_narrower_model_starts_from_a_wider_one(finished: Path, tmp_path: Path, photograph: np.ndarray) -> None:

@@ -135,8 +135,13 @@ class Config:
         return self.quantiser == "mixed" and self.allocate_every > 0
 
     def allocates_at(self, step: int) -> bool:
-        """Whether a step begins with a search for gains. Once the learning rate falls, weights settle about the gains that there are."""
-        return self.allocates and step % self.allocate_every == 0 and step <= self.joint_steps * (1 - self.decay)
+        """Whether a step begins with a search for gains.
+
+        The gradient of rounding, straight through, lets latents grow against their steps, and a search makes up for it. Profile 2 keeps
+        its gains once the learning rate falls: its networks then settle about the steps that they know.
+        """
+        due = self.allocates and step % self.allocate_every == 0 and step <= self.joint_steps
+        return due and (self.entropy == "factorized" or step <= self.joint_steps * (1 - self.decay))
 
     @property
     def joint_steps(self) -> int:
