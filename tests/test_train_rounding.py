@@ -62,6 +62,15 @@ def test_training_rounds_as_the_frozen_model_does(crops: torch.Tensor, rung: int
     torch.testing.assert_close(noisy[2], decoded)
 
 
+@pytest.mark.parametrize("entropy", ["factorized", "hyperprior"])
+def test_what_is_no_number_stays_none(crops: torch.Tensor, entropy: str) -> None:
+    """So that the loss tells that a run has diverged, and the run can go back."""
+    model = make(entropy, 0.1, crops)
+    y = model.latents(to_image(crops))
+    y[0, 3, 1, 1] = float("nan")
+    assert all(torch.isnan(part).any() for part in (model.code(y, torch.zeros(1))[0], model.code(y, torch.zeros(1))[2]))
+
+
 def test_the_search_for_gains_knows_how_thriftily_is_rounded(crops: torch.Tensor) -> None:
     """By what it minimises, no other gains are as good for a model that rounds so."""
     plain, thrifty = (make("factorized", thrift, crops) for thrift in (0.0, 0.1))

@@ -99,8 +99,8 @@ class RateDistortion(nn.Module):
         symbols = torch.arange(-MOST, MOST + 1, device=y.device, dtype=y.dtype)
         step = (1 / gain).flatten(2)
         cost = self.density.bits(symbols * step, step)
-        here = nearest.clamp(-MOST, MOST).long().flatten(2) + MOST
-        nearer_to_zero = here - nearest.sign().long().flatten(2)
+        here = nearest.nan_to_num().clamp(-MOST, MOST).long().flatten(2) + MOST
+        nearer_to_zero = here - nearest.nan_to_num().sign().long().flatten(2)
         cost = cost.expand(len(y), -1, -1)
         saved = (cost.gather(2, here) - cost.gather(2, nearer_to_zero)).reshape(y.shape)
         return thriftily(scaled, nearest, saved, self.thrift)
