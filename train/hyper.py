@@ -281,13 +281,8 @@ class HyperModel(RateDistortion):
                 with torch.no_grad():
                     nearest = torch.round(residual)
                     if self.thrift:
-                        table = (
-                            ((o + torch.log2(gain[:, own]) - LOWEST_OCTAVE) * PER_OCTAVE)
-                            .round_()
-                            .nan_to_num_()
-                            .clamp_(0, TABLES - 1)
-                            .long()
-                        )
+                        level = (o + torch.log2(gain[:, own]) - LOWEST_OCTAVE).nan_to_num_()
+                        table = (level * PER_OCTAVE).round_().clamp_(0, TABLES - 1).long()
                         saved = savings[table, nearest.abs().nan_to_num().clamp(max=MOST).long()]
                         nearest = thriftily(residual, nearest, saved, self.thrift)
                 # Straight through.
