@@ -234,3 +234,16 @@ def inside(x: Tensor, height: int, width: int) -> Tensor:
 def rows(x: Tensor, width: int) -> Tensor:
     """What a layer returned as C×h×w, without the columns that mean nothing."""
     return x.view(len(x), -1, width + 2)[:, :, :width]
+
+
+def neighbours(x: Tensor, here: Tensor, side: int, pitch: int) -> Tensor:
+    """Numbers of a map L×C around places N of it, with kernels of a side: N × side²·C, tap by tap."""
+    taps = torch.arange(side) - side // 2
+    moved = here[:, None] + (taps[:, None] * pitch + taps).flatten()
+    return x.index_select(0, moved.flatten()).view(len(here), -1)
+
+
+def seen(exact: Tensor, shift: Integers, kind: Kind) -> Tensor:
+    """What the networks see of integers C×…, which are overwritten: exact / 2^shift, rounded half up, within the map's range."""
+    half, shift_by = (torch.from_numpy(a).view(-1, *[1] * (exact.dim() - 1)) for a in ((1 << shift) >> 1, shift))
+    return kind.held(exact.add_(half).bitwise_right_shift_(shift_by).clamp_(kind.lowest, kind.highest))

@@ -7,12 +7,15 @@ in units of 2⁻³⁰.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from codec.coder import PRECISION, Tables
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEP_BITS: Final = 16
 """A frozen step Δ is an integer number of 2⁻¹⁶."""
@@ -23,6 +26,13 @@ TAIL_BITS: Final = 16
 MAX_SYMBOLS: Final = 1 << 12
 """No table holds more symbols than this; they are those nearest to the median."""
 Integers = npt.NDArray[np.int64]
+
+
+def integers(tensor: Tensor) -> Integers:
+    """What a model file holds as integers of any size, int64. Raises ValueError when they are none."""
+    if tensor.is_floating_point():
+        raise ValueError("tables must be integers")
+    return np.asarray(tensor.numpy(), dtype=np.int64)
 
 
 @dataclass(frozen=True)

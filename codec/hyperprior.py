@@ -46,23 +46,19 @@ from codec import container, fixedpoint
 from codec.coder import PRECISION, Reader, Symbols, Tables, Writer
 from codec.errors import FormatError, ModelError
 from codec.fixedpoint import LIMIT, MAX_SHIFT, Kind, Layer
-from codec.frozen import STEP_BITS, FrozenDensity
+from codec.frozen import STEP_BITS, FrozenDensity, Integers, integers
 from codec.inference import PRECISIONS
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, places, shapes
-from codec.rounding import Savings
+from codec.rounding import LARGEST, Savings, nearest
 
 BITS: Final = 12
 """The networks give means and logarithms in units of 2⁻¹²."""
-THAWED_BITS: Final = 5
-"""Binary places that are given to maps whose unit is not written down."""
 SPREADS: Final = (BITS - STEP_BITS, 10)
 """Range of the spreads, which are exponents of two."""
 BAND: Final = 2048
 """Positions that the slices' networks work on at a time: few enough for the cache, and for memory with the largest images."""
-LATENT_LIMIT: Final = (1 << 31) - 1
 MARGIN: Final = 2
 """Zeros around the decoded latents: a kernel of 5×5 reaches so far."""
-Integers = npt.NDArray[np.int64]
 Code = Callable[[slice, Integers, Integers, npt.NDArray[np.uint8]], Symbols]
 """Called with a slice's channels, the places of a turn (numbers of rows times the width plus columns), their means and tables S×N;
 returns the symbols S×N."""
@@ -101,10 +97,10 @@ class Hyperprior:
             if numbers[name].min() < lowest or numbers[name].max() > highest:
                 raise ValueError(f"{name} is out of range")
         self._shape_steps = numbers["shape.steps"]
-        self.z_density = FrozenDensity(*(_integers(tensors[f"z_density.{part}"]) for part in ("grid", "scale", "cdf")))
+        self.z_density = FrozenDensity(*(integers(tensors[f"z_density.{part}"]) for part in ("grid", "scale", "cdf")))
         if len(self.z_density.scale) != sizes.side:
             raise ValueError("there must be one density for each channel of the side information")
-        grid, cdf = _integers(tensors["shape.grid"]), _integers(tensors["shape.cdf"])
+        grid, cdf = integers(tensors["shape.grid"]), integers(tensors["shape.cdf"])
         self.shape = FrozenDensity(grid, np.full(TABLES, 1 << STEP_BITS, np.int64), np.broadcast_to(cdf, (TABLES, len(cdf))))
 
         side, context, inner = self.limits
@@ -128,10 +124,10 @@ class Hyperprior:
             return Layer(weights, kinds, rows, numbers[f"{name}.shift"], out)
 
         self._coarse = layer("hyper_synthesis.conv1", self._side, rectified)
-        self._late_bias = numbers.get("late_bias")
+        self.late_bias = numbers.get("late_bias")
         # A channel's bias at a quality goes to all four of its places.
         features_bias = numbers["features_bias"].repeat(4, axis=1)
-        self._fine = layer("hyper_synthesis.conv2", rectified, rectified if self._late_bias is None else plain, features_bias)
+        self._fine = layer("hyper_synthesis.conv2", rectified, rectified if self.late_bias is None else plain, features_bias)
         self._turns: list[list[tuple[Layer, Layer, Layer]]] = []
         """For each slice and each turn, its three layers."""
         for k in range(len(sizes.slices)):
@@ -144,7 +140,7 @@ class Hyperprior:
                 if more := sizes.added(f"slices.{k}.last", turn):
                     last = layer(f"slices.{k}.last", inside, plain, more=more)
                 self._turns[k].append((first, hidden, last))
-        self._file = {name: tensors[name] for name in numbers if name in tensors}
+        self.file = {name: tensors[name] for name in numbers if name in tensors}
         self._analysis = {}
         for name, shape in analysis_shapes(self.latents, sizes).items():
             if not tensors[name].is_floating_point() or tuple(tensors[name].shape) != shape or not torch.isfinite(tensors[name]).all():
@@ -172,42 +168,12 @@ class Hyperprior:
             self._z_tables[quality] = self.z_density.tables(self.z_steps[quality - 1])
         return self._z_tables[quality]
 
-    def float_weights(self) -> dict[str, Tensor]:
-        """The networks that the integers stand for, float32, by their names in the model file, and `features_bias` Q×H2.
-
-        They take side information and latents as numbers, the latents divided by 2^spread, and give means divided by that and
-        log2 σ - spread. Rounding and clamping within them are left out; what is left is differentiable.
-        """
-        # What a map's integers stand for is not written down, and any unit does, as long as all agree on it: this one makes them
-        # numbers near one. In the first files of the profile it is 2⁻¹² throughout.
-        late = self._late_bias is not None
-        inner = float(BITS if late else THAWED_BITS)
-        side = STEP_BITS - torch.from_numpy(self.side_shift).float()
-        seen = STEP_BITS + torch.from_numpy(self.spread - self.context_shift).float()
-        out: dict[str, Tensor] = {}
-        for name in [name.removesuffix(".shift") for name in self._file if name.endswith(".shift")]:
-            fine = name.startswith("slices.") and int(name.split(".")[1]) < self.sizes.fine
-            result = BITS if fine or name.endswith(".last") else inner
-            given = side if name == "hyper_synthesis.conv1" else torch.tensor(BITS if fine and not name.endswith(".features") else inner)
-            own = torch.exp2(-self._file[f"{name}.shift"].float() - result).expand(len(self._file[f"{name}.bias"]))
-            units = {name: given.float().expand(self._file[f"{name}.weight"].shape[1])}
-            for part, channels in self.sizes.ever_added(name).items():
-                views = self._file[f"{part}.weight"].shape[1] // (channels.stop - channels.start)
-                units[part] = (torch.full_like(seen[channels], BITS) if fine else seen[channels]).repeat(views)
-            for part, unit in units.items():
-                out[f"{part}.weight"] = self._file[f"{part}.weight"].float() * own[:, None, None, None] * torch.exp2(unit)[:, None, None]
-                if f"{part}.bias" in self._file:
-                    out[f"{part}.bias"] = self._file[f"{part}.bias"].float() * own
-            if name == "hyper_synthesis.conv2":
-                out["features_bias"] = self._file["features_bias"].float() * (2.0**-BITS if late else own[::4])
-        return out
-
     # What both sides do
 
     def features(self, z: Symbols, quality: int, height: int, width: int) -> Tensor:
         """Integers H2 × h·(w+2), as maps hold them, rows with two columns too many, from symbols Cz×⌈h/4⌉×⌈w/4⌉ of the side information."""
         exact = torch.from_numpy(z).long() * torch.from_numpy(self.z_steps[quality - 1][:, None, None])
-        x = self._side.flat(_seen(exact, self.side_shift, self._side))
+        x = self._side.flat(fixedpoint.seen(exact, self.side_shift, self._side))
         middle = functional.pixel_shuffle(fixedpoint.rows(self._coarse([x], z.shape[2] + 2), z.shape[2]), 2)
         middle = self._coarse.out.flat(middle)
         pitch = 2 * z.shape[2] + 2
@@ -215,8 +181,8 @@ class Hyperprior:
         for first, last in _bands(-(-height // 2), pitch):
             part = self._fine([middle[:, first * pitch : (last + 2) * pitch + 2]], pitch, quality - 1)
             part = functional.pixel_shuffle(fixedpoint.rows(part, pitch - 2), 2)
-            if self._late_bias is not None:
-                part = (part + torch.from_numpy(self._late_bias[quality - 1])[:, None, None]).clamp_(0, LIMIT)
+            if self.late_bias is not None:
+                part = (part + torch.from_numpy(self.late_bias[quality - 1])[:, None, None]).clamp_(0, LIMIT)
             out[:, 2 * first : 2 * last, :width] = part[:, : height - 2 * first, :width]
         return out.flatten(1)
 
@@ -249,10 +215,10 @@ class Hyperprior:
                     means, tables = self._means_and_tables(torch.cat(parts) if len(parts) > 1 else parts[0], own, quality)
                     symbols = torch.from_numpy(code(own, at.numpy(), means.numpy(), tables.numpy()))
                     exact = symbols.long().mul_(steps).add_(means)
-                    latents[own, at] = exact.clamp(-LATENT_LIMIT, LATENT_LIMIT).int()
+                    latents[own, at] = exact.clamp(-LARGEST, LARGEST).int()
                     if fine:
-                        self._show(finely[k], here, _seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, self._finely_seen))
-                    self._show(context[k], here, _seen(exact, self.context_shift[own], self._seen))
+                        self._show(finely[k], here, fixedpoint.seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, self._finely_seen))
+                    self._show(context[k], here, fixedpoint.seen(exact, self.context_shift[own], self._seen))
         return latents.view(-1, height, width).numpy()
 
     def _show(self, seen: Tensor, here: Tensor, latents: Tensor) -> None:
@@ -263,9 +229,9 @@ class Hyperprior:
     def _look(self, k: int, turn: int, features: Tensor, seen: Sequence[Tensor], here: Tensor, pitch: int) -> Tensor:
         """What the last layer of a slice gives at places N of a turn, N×2S, with features N×H2."""
         first, hidden, last = self._turns[k][turn]
-        maps, direct = [features, *(_neighbours(before, here, self.sizes.kernel, pitch) for before in seen[:k])], []
+        maps, direct = [features, *(fixedpoint.neighbours(before, here, self.sizes.kernel, pitch) for before in seen[:k])], []
         if turn:
-            own = _neighbours(seen[k], here, self.sizes.own_kernel(k), pitch)
+            own = fixedpoint.neighbours(seen[k], here, self.sizes.own_kernel(k), pitch)
             maps.append(own)
             if self.sizes.direct(k):
                 size = self.sizes.slices[k]
@@ -305,7 +271,7 @@ class Hyperprior:
     def side_information(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """Symbols Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w. Raises `ModelError` when they are out of range."""
         scale = (1 << STEP_BITS) / self.z_steps[quality - 1]
-        return _rounded(self.real_side_information(y).mul_(torch.from_numpy(scale[:, None, None])))
+        return np.asarray(nearest(self.real_side_information(y).mul_(torch.from_numpy(scale[:, None, None]))).int().numpy(), np.int32)
 
     def _coded(
         self,
@@ -373,15 +339,12 @@ class Hyperprior:
         if 8 * len(data) + 64 < 0.99 * least:
             raise FormatError(f"{len(data)} bytes are too few for the latents of the declared dimensions")
 
-    def _read_side(self, reader: Reader, quality: int, height: int, width: int) -> Symbols:
-        shape = (self.sizes.side, -(-height // 4), -(-width // 4))
-        return reader.get(np.full(shape[0], shape[1] * shape[2], np.int64), self.z_tables(quality)).reshape(shape)
-
     def decode(self, data: bytes, quality: int, height: int, width: int) -> Symbols:
         """Decoded latents M×h×w in units of 2⁻¹⁶. Raises `FormatError` for a payload that `encode` does not write."""
         self.check_length(data, quality, height, width)
         reader = Reader(data)
-        z = self._read_side(reader, quality, height, width)
+        shape = (self.sizes.side, -(-height // 4), -(-width // 4))
+        z = reader.get(np.full(shape[0], shape[1] * shape[2], np.int64), self.z_tables(quality)).reshape(shape)
 
         def code(own: slice, at: Integers, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
             order, counts = _by_table(tables)
@@ -425,37 +388,10 @@ def _numbers(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]]) 
     return out
 
 
-def _integers(tensor: Tensor) -> Integers:
-    if tensor.is_floating_point():
-        raise ValueError("tables must be integers")
-    return np.asarray(tensor.numpy(), dtype=np.int64)
-
-
 def _bands(height: int, pitch: int) -> list[tuple[int, int]]:
     """First rows, and those behind the last, of bands of about `BAND` positions."""
     count = max(1, BAND // pitch)
     return [(first, min(first + count, height)) for first in range(0, height, count)]
-
-
-def _neighbours(x: Tensor, here: Tensor, side: int, pitch: int) -> Tensor:
-    """Numbers of a map L×C around places N of it, with kernels of a side: N × side²·C, tap by tap."""
-    taps = torch.arange(side) - side // 2
-    moved = here[:, None] + (taps[:, None] * pitch + taps).flatten()
-    return x.index_select(0, moved.flatten()).view(len(here), -1)
-
-
-def _seen(exact: Tensor, shift: Integers, kind: Kind) -> Tensor:
-    """What the networks see of integers C×…, which are overwritten: exact / 2^shift, rounded half up, within the map's range."""
-    half, shift_by = (torch.from_numpy(a).view(-1, *[1] * (exact.dim() - 1)) for a in ((1 << shift) >> 1, shift))
-    return kind.held(exact.add_(half).bitwise_right_shift_(shift_by).clamp_(kind.lowest, kind.highest))
-
-
-def _rounded(x: Tensor) -> Symbols:
-    """The nearest integers to numbers, which are overwritten. Raises `ModelError` when they are out of range."""
-    lowest, highest = (float(extreme) for extreme in x.round_().aminmax())
-    if not (lowest >= -LATENT_LIMIT and highest <= LATENT_LIMIT):  # nor for NaN
-        raise ModelError("the model gives latents that are out of range")
-    return np.asarray(x.int().numpy(), np.int32)
 
 
 def _by_table(tables: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], Integers]:

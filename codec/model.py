@@ -28,7 +28,7 @@ from codec import picture as pictures
 from codec.coder import Symbols
 from codec.errors import ImageError, ModelError, UnknownModelError
 from codec.factorized import Factorized
-from codec.frozen import FrozenDensity
+from codec.frozen import FrozenDensity, integers
 from codec.hyperprior import Hyperprior
 from codec.layout import sizes_of
 from codec.tiles import Box
@@ -62,7 +62,7 @@ class Model:
                 raise ValueError("the weights are not of the declared width")
             self.analysis = _filled(transforms.analysis(filters, latents, conv=transforms.Unfilled), tensors, "analysis.")
             self.synthesis = _filled(transforms.synthesis(filters, latents, conv=transforms.Unfilled), tensors, "synthesis.")
-            self.steps = _integers(tensors["steps"])
+            self.steps = integers(tensors["steps"])
             """Q×M quantiser steps in units of 2⁻¹⁶, a row for each quality: the reciprocals of the gains."""
             if self.steps.ndim != 2 or not 1 <= len(self.steps) <= 100 or self.steps.shape[1] != latents:
                 raise ValueError("one step is needed for each quality and channel")
@@ -81,7 +81,7 @@ class Model:
             return Hyperprior(tensors, self.steps, sizes_of(self.metadata), self._thrift())
         if profile != container.PROFILES[container.FACTORIZED]:
             raise ValueError(f"its profile is {profile!r}")
-        density = FrozenDensity(*(_integers(tensors[f"density.{part}"]) for part in ("grid", "scale", "cdf")))
+        density = FrozenDensity(*(integers(tensors[f"density.{part}"]) for part in ("grid", "scale", "cdf")))
         return Factorized(density, self.steps, self._thrift())
 
     def _thrift(self) -> npt.NDArray[np.float64]:
@@ -220,12 +220,6 @@ def _filled(module: torch.nn.Sequential, tensors: dict[str, Tensor], prefix: str
         raise ValueError("a weight is not finite")
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)
-
-
-def _integers(tensor: Tensor) -> npt.NDArray[np.int64]:
-    if tensor.is_floating_point():
-        raise ValueError("tables must be integers")
-    return np.asarray(tensor.numpy(), dtype=np.int64)
 
 
 def from_bytes(data: bytes, name: str, precision: str = "fp32") -> Model:

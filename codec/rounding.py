@@ -26,6 +26,15 @@ MOST: Final = 8
 LARGEST: Final = (1 << 31) - 1
 
 
+def nearest(x: Tensor) -> Tensor:
+    """The nearest whole numbers, as floats. Raises `ModelError` when they are out of range."""
+    whole = torch.round(x)
+    lowest, highest = (float(extreme) for extreme in whole.aminmax())
+    if not (lowest >= -LARGEST and highest <= LARGEST):  # nor for NaN
+        raise ModelError("the model gives latents that are out of range")
+    return whole
+
+
 class Savings:
     """What each symbol of some tables costs more than the next one nearer to zero."""
 
@@ -51,17 +60,14 @@ class Savings:
         Each is the nearest, or the next one nearer to zero if that adds at most `thrift` to the squared error for each bit it saves.
         Raises `ModelError` when they are out of range.
         """
-        nearest = torch.round(x)
-        lowest, highest = (float(extreme) for extreme in nearest.aminmax())
-        if not (lowest >= -LARGEST and highest <= LARGEST):  # nor for NaN
-            raise ModelError("the model gives latents that are out of range")
-        symbols = nearest.int().contiguous()
+        whole = nearest(x).flatten()
+        symbols = whole.int()
         if thrift:
-            some = nearest.flatten().nonzero()[:, 0]
-            n = nearest.flatten()[some]
+            some = whole.nonzero()[:, 0]
+            n = whole[some]
             saved = self._bits[tables.flatten()[some].long(), n.clamp(-MOST, MOST).long() + MOST]
             # (|x| - (|n| - 1))² - (|x| - |n|)²
             more = 1 + 2 * (x.flatten()[some].abs() - n.abs())
             lower = some[thrift * saved > more]
-            symbols.view(-1)[lower] -= nearest.flatten()[lower].sign().int()
-        return np.asarray(symbols.numpy(), np.int32)
+            symbols[lower] -= whole[lower].sign().int()
+        return np.asarray(symbols.view(x.shape).numpy(), np.int32)

@@ -95,19 +95,20 @@ class Search:
             around = self._model.analyse_window(self._pixels, context)
             place = box.seen_from(context)
             around[:, place.slices[0], place.slices[1]] = y
-        found, side = self._refined(box, context, around, self._thrifty(y, quality), quality, weight)
-        plain, better = (y, quality, None, True), (found, quality, side, False)
-        before = self._cost(box, context, around, weight, *plain)
+        plain, entropy = (y, quality, None, True), self._model.entropy
+        coded = entropy.trial(*plain)
+        found, side = self._refined(box, context, around, self._start(y, coded[1], quality), quality, weight)
+        better = (found, quality, side, False)
         try:
-            after = self._cost(box, context, around, weight, *better)
+            after = self._cost(box, context, around, weight, quality, *entropy.trial(*better))
         except ModelError:  # the search has left the range of what can be coded
             return plain
-        return better if after < before else plain
+        return better if after < self._cost(box, context, around, weight, quality, *coded) else plain
 
-    def _thrifty(self, y: Latents, quality: int) -> Latents:
-        """Where the search starts: latents near y whose nearest symbols are those that y is thriftily rounded to."""
+    def _start(self, y: Latents, coded: Symbols, quality: int) -> Latents:
+        """Latents near y whose nearest symbols are those that y is thriftily rounded to."""
         entropy = self._model.entropy
-        decoded = entropy.dequantise(entropy.quantise(y, quality), quality)
+        decoded = entropy.dequantise(coded, quality)
         reach = (NEAR * entropy.steps[quality - 1] / (1 << STEP_BITS)).astype(np.float32)[:, None, None]
         start: Latents = decoded + np.clip(y - decoded, -reach, reach)
         return start
@@ -163,14 +164,12 @@ class Search:
         return weight
 
     def _cost(
-        self, box: Box, context: Box, around: Latents, weight: float, y: Latents, quality: int, side: Symbols | None, thrifty: bool
+        self, box: Box, context: Box, around: Latents, weight: float, quality: int, bits: tuple[float, float], latents: Symbols
     ) -> float:
         """Bits + weight · squared error of a tile, both as they will be: by the exact tables, and in pixels of eight bits."""
-        entropy = self._model.entropy
-        bits, latents = entropy.trial(y, quality, side, thrifty)
         decoded = around.copy()
         place = box.seen_from(context).slices
-        decoded[:, place[0], place[1]] = entropy.dequantise(latents, quality)
+        decoded[:, place[0], place[1]] = self._model.entropy.dequantise(latents, quality)
         error = 0.0
         counted = box.grown(self._margin, self._whole)
         halo = self._model.halos[1]

@@ -10,6 +10,7 @@ from conftest import SAMPLES, tiny_model_bytes
 
 import codec
 from codec import registry
+from codec.soft import float_weights
 from tools import integers
 
 QUALITIES = [20, 90]
@@ -55,7 +56,7 @@ def test_the_table_says_what_the_rows_do(out: Path) -> None:
 def test_float_weights_are_those_of_training() -> None:
     model = codec.load("hyperprior-3", "fp32")
     thawed = integers.thaw(model, registry.path_of("hyperprior-3"))
-    weights = model.entropy.float_weights()
+    weights = float_weights(model.entropy)
     state = thawed.state_dict()
     for name, tensor in weights.items():
         if name != "features_bias":

@@ -117,8 +117,8 @@ def test_it_starts_from_what_would_be_coded_without_it(
     image = photograph[:96, :128]
     y = tiny.analyse(image) * 2
     monkeypatch.setattr(tiny.entropy, "thrift", np.full(tiny.qualities, 0.15))
-    start = Search(tiny, image, None, 1)._thrifty(y, quality)
     wanted = tiny.entropy.quantise(y, quality)
+    start = Search(tiny, image, None, 1)._start(y, wanted, quality)
     np.testing.assert_array_equal(tiny.entropy.trial(start, quality, tiny_side(tiny, y, quality), thrifty=False)[1], wanted)
     assert (tiny.entropy.trial(y, quality, thrifty=False)[1] != wanted).any()
     assert np.median(np.abs(start - y)) < 1e-3 * np.median(np.abs(y))

@@ -100,9 +100,11 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
                 print(f"train: {out / MODEL}: done already", file=sys.stderr)
             else:
                 fabric = _fabric(config)
-                start = freeze.weights_to_start_from(start_file, config.lambdas, config.entropy) if start_file else None
+                resumes = (out / LAST).exists()
+                begins = start_file and not resumes
+                start = freeze.weights_to_start_from(start_file, config.lambdas, config.entropy) if begins else None
                 trainer = Trainer(config, out, fabric, start)
-                if (out / LAST).exists():
+                if resumes:
                     trainer.restore()
                 path = trainer.freeze() if arguments.freeze_now else trainer.run()
                 print(f"train: {path}: frozen at step {trainer.step}", file=sys.stderr)

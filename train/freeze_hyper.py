@@ -17,6 +17,7 @@ from codec.frozen import CDF_BITS, STEP_BITS, FrozenDensity
 from codec.hyperprior import BITS, Hyperprior
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES
 from codec.model import Model
+from codec.soft import float_weights
 from train.hyper import HyperModel, Shape, at
 
 WEIGHT_LIMIT = 127
@@ -237,7 +238,7 @@ def weights(model: Model, file: Mapping[str, Tensor], rungs: Tensor) -> dict[str
     """
     entropy = model.entropy
     assert isinstance(entropy, Hyperprior)
-    out = entropy.float_weights()
+    out = float_weights(entropy)
     out["features_bias"] = at(out["features_bias"], rungs)
     out |= {name: tensor.float() for name, tensor in file.items() if name.startswith("hyper_analysis.")}
     spread = out["log_spread"] = file["spread"].float()

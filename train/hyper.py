@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from codec.density import HALF_KNOTS, SPACING, Density
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, mask
-from train.objective import MOST, RateDistortion, rounded, straight_through, thriftily
+from codec.rounding import MOST
+from train.objective import RateDistortion, rounded, straight_through, thriftily
 
 SMALLEST_SPREAD = -2
 """log2 of the smallest divisor: channels that hardly ever leave zero are not blown up to look like the others."""

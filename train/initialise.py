@@ -121,25 +121,22 @@ def narrowed(start: dict[str, Tensor], wide: RateDistortion, images: Tensor, lat
         "density.log_scale": 0,
         "density.logits": 0,
     }
-    return {name: t.index_select(axes[name], keep.to(t.device)) if name in axes else t for name, t in start.items()}
+    return {name: t.index_select(axes[name], keep) if name in axes else t for name, t in start.items()}
 
 
 def fit_density(model: RateDistortion, images: Tensor, seed: int = 0) -> None:
     """Train the density alone on the latents of images B×3×H×W in 0…1, so that it suits transforms and gains that are there already."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, rungs = torch.Generator().manual_seed(seed), len(model.log_gain)
     with torch.no_grad():
-        y = torch.cat([model.latents(x) for x in images.split(4)]).transpose(0, 1).flatten(1).cpu()
+        y = torch.cat([model.latents(x) for x in images.split(4)]).transpose(0, 1).flatten(1)
         model.density.log_scale.copy_(y.abs().mean(dim=1).clamp(min=1e-6).log())
     optimiser = torch.optim.Adam(model.density.parameters(), lr=FIT_RATE)
-    rungs = len(model.log_gain)
     for step in range(FIT_STEPS):
         optimiser.param_groups[0]["lr"] = FIT_RATE * (0.5 + 0.5 * math.cos(math.pi * step / FIT_STEPS))
         some = y[:, torch.randint(y.shape[1], (FIT_SAMPLES,), generator=generator)]
         noise = torch.rand(some.shape, generator=generator) - 0.5
-        position = (rungs - 1) * torch.rand(1, generator=generator)
-        device = model.log_unit.device
-        gain = model.gain(position.to(device)).detach()[..., 0]
-        bits = model.density.bits(some.to(device)[None] + noise.to(device) / gain, 1 / gain)
+        gain = model.gain((rungs - 1) * torch.rand(1, generator=generator)).detach()[..., 0]
+        bits = model.density.bits(some[None] + noise / gain, 1 / gain)
         optimiser.zero_grad()
         bits.mean().backward()  # type: ignore[no-untyped-call]
         optimiser.step()

@@ -78,21 +78,8 @@ class Trainer:
         self.photographs = data.Photographs(training or paths)
         self.manifest = data.manifest(paths)
         model = network(config)
-        if start is not None:
-            known = len(start.get("log_unit", ()))
-            if known > config.latents and config.entropy == "factorized" and config.objective == "rd":
-                start = initialise.narrowed(start, network(replace(config, latents=known)), self._some_crops(), config.latents)
-            try:
-                model.load_state_dict({**model.state_dict(), **start})
-            except RuntimeError as error:
-                raise TrainingError(f"the weights to start from are of another shape: {str(error).splitlines()[1].strip()}") from error
-        elif config.init == "klt":
-            initialise.karhunen_loeve(model, self._some_crops())
-        if isinstance(model, HyperModel) and "log_spread" not in (start or {}):
-            with torch.no_grad():
-                model.calibrate(torch.cat([model.latents(x) for x in self._some_crops().split(4)]))
-        elif isinstance(model, RateDistortion) and start is not None and "density.logits" not in start:
-            initialise.fit_density(model, self._some_crops(), config.seed)
+        if not (out / LAST).exists():  # else `restore` brings all of it
+            self._begin(model, start)
         if config.allocates:
             # With steps that are searched for, finer units would only promise the same as finer steps, and grow without end.
             model.log_gain.requires_grad_(False)
@@ -112,10 +99,29 @@ class Trainer:
         self.log_lambda = torch.tensor(config.lambdas, dtype=torch.float32).log().to(fabric.device)
         self.validation = centre_crops(held_out or paths).to(fabric.device)
 
+    def _begin(self, model: RateDistortion | GaussianVAE, start: dict[str, Tensor] | None) -> None:
+        """Give a model its first weights. Raises `TrainingError` when those to begin from have another shape."""
+        config = self.config
+        if start is not None:
+            known = len(start.get("log_unit", ()))
+            if known > config.latents and config.entropy == "factorized" and config.objective == "rd":
+                start = initialise.narrowed(start, network(replace(config, latents=known)), self._some_crops(), config.latents)
+            try:
+                model.load_state_dict({**model.state_dict(), **start})
+            except RuntimeError as error:
+                raise TrainingError(f"the weights to start from are of another shape: {str(error).splitlines()[1].strip()}") from error
+        elif config.init == "klt":
+            initialise.karhunen_loeve(model, self._some_crops())
+        if isinstance(model, HyperModel) and "log_spread" not in (start or {}):
+            with torch.no_grad():
+                model.calibrate(torch.cat([model.latents(x) for x in self._some_crops().split(4)]))
+        elif isinstance(model, RateDistortion) and start is not None and "density.logits" not in start:
+            initialise.fit_density(model, self._some_crops(), config.seed)
+
     def _some_crops(self) -> Tensor:
-        """The same 32 training crops at every call, 32×3×256×256 in 0…1."""
+        """The same 32 training crops at every call, 32×3×256×256 in 0…1, in the processor's memory, where models begin."""
         rng = np.random.default_rng(self.config.seed)
-        return to_image(torch.from_numpy(np.stack([self.photographs.crop(256, rng) for _ in range(32)]))).to(self.fabric.device)
+        return to_image(torch.from_numpy(np.stack([self.photographs.crop(256, rng) for _ in range(32)])))
 
     def _optimise(self) -> None:
         """New optimisers, for everything, or for the analysis alone."""
@@ -319,7 +325,8 @@ class Trainer:
         """Set the gains to what measuring finds best for the mean of the weights."""
         knows_where = isinstance(self.mean, HyperModel)
         search = allocation.high_resolution_log_gains if knows_where else allocation.log_gains
-        found = self.fabric.broadcast(search(self.mean, self._some_crops(), self.config.lambdas, self.config.seed))
+        crops = self._some_crops().to(self.fabric.device)
+        found = self.fabric.broadcast(search(self.mean, crops, self.config.lambdas, self.config.seed))
         for model in (self.model, self.mean):
             model.log_gain.copy_(found)
 

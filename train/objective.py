@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from codec import transforms
 from codec.density import Density
+from codec.rounding import MOST
 from train.initialise import orthogonal
 
 LATENT_SCALE = 16.0
 """Where the units of the latents start. Orthogonal filters on pixels in 0…1 give values near one, while good quantiser steps at
 middling λ are near a sixteenth of that; with the factor outside the convolutions, all their weights start, and stay, near one."""
 PEAK = 255**2
-MOST = 8
-"""Symbols beyond ±8 are rounded as if they cost as much more than their neighbours as these."""
 REFERENCE_LAMBDA = 0.013
 """Weights of the loss are relative to this λ."""
 
