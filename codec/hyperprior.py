@@ -15,6 +15,9 @@ Latents, means and steps are in units of 2⁻¹⁶, and latents at most 2¹⁵ i
 The units of maps within the networks are nobody's business but the weights'. What leaves them is in units of 2⁻¹²: μ, to be multiplied by
 2^spread, a power of two for each channel, and log2 σ, from which the spread is left out.
 
+The shape is F at some knots, `shape.cdf`, from which each table's are made with its step Δ/σ. Where `shape.fitted` is there, a row for each
+table takes the place of that one: what is coded is rounded thriftily, and not distributed as training supposes (`train/refit.py`).
+
 In a model file, `limits` are those of z, of ŷ, and of rectified maps; `*.weight` and `*.bias` are integers, and `*.shift` has a number
 for each output. `features_bias`, a row for each quality, adds to the bias of `hyper_synthesis.conv2`, each number to the four outputs that
 become one channel. The profile's first files have none of `limits`, `side_shift` and `context_shift`: `_numbers` says what they mean.
@@ -96,12 +99,12 @@ class Hyperprior:
         }.items():
             if numbers[name].min() < lowest or numbers[name].max() > highest:
                 raise ValueError(f"{name} is out of range")
-        self._shape_steps = numbers["shape.steps"]
+        self.shape_steps = numbers["shape.steps"]
         self.z_density = FrozenDensity(*(integers(tensors[f"z_density.{part}"]) for part in ("grid", "scale", "cdf")))
         if len(self.z_density.scale) != sizes.side:
             raise ValueError("there must be one density for each channel of the side information")
-        grid, cdf = integers(tensors["shape.grid"]), integers(tensors["shape.cdf"])
-        self.shape = FrozenDensity(grid, np.full(TABLES, 1 << STEP_BITS, np.int64), np.broadcast_to(cdf, (TABLES, len(cdf))))
+        grid, cdf = integers(tensors["shape.grid"]), integers(tensors.get("shape.fitted", tensors["shape.cdf"]))
+        self.shape = FrozenDensity(grid, np.full(TABLES, 1 << STEP_BITS, np.int64), np.broadcast_to(cdf, (TABLES, cdf.shape[-1])))
 
         side, context, inner = self.limits
         self._side, self._seen = fixedpoint.kind(-side, side), fixedpoint.kind(-context, context)
@@ -151,7 +154,7 @@ class Hyperprior:
     @cached_property
     def tables(self) -> Tables:
         """The tables for latents, from the narrowest to the widest; the same for all qualities."""
-        return self.shape.tables(self._shape_steps)
+        return self.shape.tables(self.shape_steps)
 
     @cached_property
     def _savings(self) -> Savings:
@@ -257,6 +260,14 @@ class Hyperprior:
         other._analysis = {name: tensor.to(PRECISIONS[precision]) for name, tensor in self._analysis.items()}
         return other
 
+    def with_shape(self, shape: FrozenDensity) -> Hyperprior:
+        """The same networks with another density, of as many rows as there are tables."""
+        other = copy.copy(self)
+        other.shape = shape
+        for cached in ("tables", "_savings"):
+            other.__dict__.pop(cached, None)
+        return other
+
     @torch.inference_mode()
     def real_side_information(self, y: npt.NDArray[np.float32]) -> Tensor:
         """The side information Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w before it is quantised, float64."""
@@ -273,7 +284,7 @@ class Hyperprior:
         scale = (1 << STEP_BITS) / self.z_steps[quality - 1]
         return np.asarray(nearest(self.real_side_information(y).mul_(torch.from_numpy(scale[:, None, None]))).int().numpy(), np.int32)
 
-    def _coded(
+    def coded(
         self,
         y: npt.NDArray[np.float32],
         quality: int,
@@ -306,12 +317,12 @@ class Hyperprior:
         Latents that were searched for are not to be rounded thriftily. Raises `ModelError` when they are out of range.
         """
         writer = Writer()
-        self._coded(y, quality, writer.put, side, thrifty)
+        self.coded(y, quality, writer.put, side, thrifty)
         return writer.close()
 
     def quantise(self, y: npt.NDArray[np.float32], quality: int) -> Symbols:
         """What `decode` will return for the payload of latents M×h×w."""
-        return self._coded(y, quality, lambda symbols, counts, tables: None)
+        return self.coded(y, quality, lambda symbols, counts, tables: None)
 
     def trial(
         self, y: npt.NDArray[np.float32], quality: int, side: Symbols | None = None, thrifty: bool = True
@@ -324,7 +335,7 @@ class Hyperprior:
             split = [symbols[stop - count : stop] for stop, count in zip(stops, counts, strict=True)]
             parts.append(float(tables.bits(split).sum()))
 
-        latents = self._coded(y, quality, put, side, thrifty)
+        latents = self.coded(y, quality, put, side, thrifty)
         return (parts[0], sum(parts[1:])), latents
 
     def bits(self, y: npt.NDArray[np.float32], quality: int) -> tuple[float, float]:

@@ -135,7 +135,7 @@ def test_means_and_scales_follow_the_floats(real: tuple[HyperModel, Model]) -> N
 
 def test_a_frozen_file_is_what_is_used(trained: HyperModel, frozen: Model, tmp_path: Path) -> None:
     path = tmp_path / "frozen.safetensors"
-    freeze.freeze_to_file(trained, CONFIG, {"step": 120}, crops(), path)
+    freeze.freeze_to_file(trained, CONFIG, {"step": 120}, crops(), crops(), path)
     model = models.load(path).in_precision("fp32")
     assert model.metadata["profile"] == "hyperprior" and model.metadata["measured_on_held_out_crops"]["bits_over_ideal"] < 1.1
     assert model.qualities == 100 and model.default_quality == 50 and sizes_of(model.metadata) == SIZES
@@ -143,8 +143,10 @@ def test_a_frozen_file_is_what_is_used(trained: HyperModel, frozen: Model, tmp_p
     # How thriftily it rounds was measured on the way.
     thrift = model.metadata["thrift"]
     assert len(thrift) == len(LADDER) and model.entropy.thrift[[0, -1]].tolist() == [thrift[0], thrift[-1]]
-    model.entropy.thrift[:] = frozen.entropy.thrift
-    assert np.array_equal(model.decode(model.encode(pixels)), frozen.decode(frozen.encode(pixels)))
+    # So are its tables, which say nothing of what is decoded when all is rounded plainly.
+    assert (model.entropy.shape.cdf != frozen.entropy.shape.cdf).any()
+    symbols = [m.entropy.trial(m.analyse(pixels), 50, thrifty=False)[1] for m in (model, frozen)]
+    np.testing.assert_array_equal(*symbols)
     sizes = [len(model.encode(pixels, quality)) for quality in (1, 25, 50, 75, 100)]
     assert sizes == sorted(sizes) and sizes[-1] > 1.5 * sizes[0]
 

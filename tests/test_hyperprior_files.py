@@ -119,6 +119,11 @@ def changed_tensors(change: str) -> dict[str, torch.Tensor]:
         tensors["features_bias"] = tensors["features_bias"].long() - (1 << 53)
     elif change == "shape.cdf":
         tensors["shape.cdf"][5] = 1 << 29
+    elif change == "shape.fitted":
+        tensors["shape.fitted"] = tensors["shape.cdf"].repeat(79, 1)
+    elif change == "shape.fitted falls":
+        tensors["shape.fitted"] = tensors["shape.cdf"].repeat(80, 1)
+        tensors["shape.fitted"][40, tensors["shape.cdf"].shape[0] // 2] = 0
     elif change == "shape.grid":
         tensors["shape.grid"] = tensors["shape.grid"][:50].contiguous()
     elif change == "z_density":
@@ -133,7 +138,8 @@ def changed_tensors(change: str) -> dict[str, torch.Tensor]:
     "change",
     [
         "missing", "shape", "floats", "sums", "64 bits", "shift", "one shift for all", "limits", "no limits", "context_shift", "side_shift",
-        "spread", "z_steps", "shape.steps", "log2_steps", "features_bias", "shape.cdf", "shape.grid", "z_density", "analysis",
+        "spread", "z_steps", "shape.steps", "log2_steps", "features_bias", "shape.cdf", "shape.fitted", "shape.fitted falls", "shape.grid",
+        "z_density", "analysis",
     ],
 )  # fmt: skip
 def test_damaged_model_files(change: str) -> None:

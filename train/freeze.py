@@ -25,7 +25,8 @@ from train import freeze_hyper
 from train.config import Config
 from train.hyper import HyperModel, at
 from train.objective import RateDistortion
-from train.rounding import best_thrift
+from train.refit import refit
+from train.rounding import best_thrift, rungs_of
 
 WEIGHTS = "rdae-weights-1"
 """Format of a file that holds weights as they were trained, which the codec does not read."""
@@ -107,15 +108,25 @@ def measure(model: Model, crops: Tensor, quality: int) -> dict[str, float]:
     return {"bpp": round(float(np.mean(bpp)), 4), "psnr": round(float(np.mean(psnr)), 3), "bits_over_ideal": round(real / ideal, 5)}
 
 
-def freeze_to_file(model: RateDistortion, config: Config, provenance: dict[str, Any], validation: Tensor, path: Path) -> dict[str, float]:
-    """Freeze, find how thriftily to round, measure real files of the held-out crops, write. Returns what was measured."""
+def freeze_to_file(
+    model: RateDistortion, config: Config, provenance: dict[str, Any], training: Tensor, held_out: Tensor, path: Path
+) -> dict[str, float]:
+    """Freeze, fit what can be fitted to real symbols, measure real files of the held-out crops, write. Returns what was measured.
+
+    Crops are N×H×W×3 uint8. A hyperprior's tables are fitted to training crops (`train/refit.py`); how thriftily to round is found on
+    held-out ones.
+    """
     settings = config.as_dict()
     settings.pop("data")
-    tensors, metadata = tensors_of(model, validation), _metadata(model, config)
-    if "thrift" in metadata:
-        metadata["thrift"] = best_thrift(model, validation, config.lambdas)
+    tensors, metadata = tensors_of(model, held_out), _metadata(model, config)
     frozen = Model(tensors, metadata, "0" * 64, "unsaved")
-    measured = measure(frozen, validation, frozen.default_quality)
+    if isinstance(frozen.entropy, Hyperprior):
+        tensors["shape.fitted"] = refit(frozen.entropy, [frozen.analyse(crop) for crop in training.cpu().numpy()], rungs_of(frozen))
+        frozen = Model(tensors, metadata, "0" * 64, "unsaved")
+    if "thrift" in metadata:
+        metadata["thrift"] = best_thrift(frozen, held_out, config.lambdas)
+        frozen = Model(tensors, metadata, "0" * 64, "unsaved")
+    measured = measure(frozen, held_out, frozen.default_quality)
     metadata |= {"training": {**settings, **provenance}, "measured_on_held_out_crops": measured}
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(codec_model.to_bytes(tensors, metadata))

@@ -1,38 +1,53 @@
-"""How thriftily each rate of a trained model is best rounded (`codec/rounding.py`), found by measuring."""
+"""How thriftily each rate of a frozen model is best rounded (`codec/rounding.py`), found by measuring."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Final
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from train.objective import PEAK, RateDistortion, to_image
+from codec.model import Model
 
 CANDIDATES: Final = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075)
-BATCH: Final = 8
+FIRST: Final = 4
+"""The candidate that is looked at first; the others are as the cost falls from it to either side."""
 
 
-@torch.no_grad()
-def best_thrift(model: RateDistortion, crops: Tensor, lambdas: Sequence[float]) -> list[float]:
+def rungs_of(model: Model) -> list[int]:
+    """The qualities nearest to the λ that a frozen model was trained for."""
+    return [1 + round(float(x)) for x in np.linspace(0, model.qualities - 1, len(model.metadata["lambdas"]))]
+
+
+def best_thrift(model: Model, crops: Tensor, lambdas: Sequence[float]) -> list[float]:
     """For each rung, of the candidates that which minimises bits + λ · squared error on 0…255, over crops N×H×W×3 uint8.
 
-    The model's own thrift stays as it is.
+    The cost is taken to have one minimum only. The model's own thrift stays as it is.
     """
-    own, batches = model.thrift, [to_image(some) for some in crops.split(BATCH)]
-    latents = [model.latents(x) for x in batches]
+    entropy = copy.copy(model.entropy)
+    images = [crop.astype(np.float64) for crop in crops.cpu().numpy()]
+    latents = [model.analyse(crop) for crop in crops.cpu().numpy()]
+
+    def cost(thrift: float, quality: int, value: float) -> float:
+        entropy.thrift = np.full(model.qualities, thrift)
+        total = 0.0
+        for image, y in zip(images, latents, strict=True):
+            bits, coded = entropy.trial(y, quality)
+            restored = model.synthesise(coded, quality, *image.shape[:2])
+            total += sum(bits) + value * float(((restored - image) ** 2).sum()) / 3
+        return total
+
     found = []
-    for rung, weight in enumerate(lambdas):
-        costs = []
-        for candidate in CANDIDATES:
-            model.thrift, cost = candidate, 0.0
-            for x, y in zip(batches, latents, strict=True):
-                bits_y, bits_z, decoded = model.code(y, torch.full((len(x),), float(rung), device=x.device))
-                restored = model.synthesis(decoded * (-model.log_unit).exp()[:, None, None]).float()
-                error = PEAK * (restored - x).square().mean(dim=1).sum()
-                cost += float(bits_y.sum() + bits_z.sum() + weight * error)
-            costs.append(cost)
-        found.append(CANDIDATES[costs.index(min(costs))])
-    model.thrift = own
+    for quality, value in zip(rungs_of(model), lambdas, strict=True):
+        costs = {FIRST: cost(CANDIDATES[FIRST], quality, value)}
+        for way in (-1, 1):
+            here = FIRST + way
+            while 0 <= here < len(CANDIDATES):
+                costs[here] = cost(CANDIDATES[here], quality, value)
+                if costs[here] > costs[here - way]:
+                    break
+                here += way
+        found.append(CANDIDATES[min(costs, key=costs.__getitem__)])
     return found
