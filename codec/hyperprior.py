@@ -149,6 +149,8 @@ class Hyperprior:
             if not tensors[name].is_floating_point() or tuple(tensors[name].shape) != shape or not torch.isfinite(tensors[name]).all():
                 raise ValueError(f"{name} is not what the sizes ask for")
             self._analysis[name.removeprefix("hyper_analysis.")] = tensors[name].float()
+        self.silent = not self._analysis["conv3.weight"].any()
+        """Whether the side information is zero for every image."""
         self._z_tables: dict[int, Tables] = {}
 
     @cached_property
@@ -175,6 +177,18 @@ class Hyperprior:
 
     def features(self, z: Symbols, quality: int, height: int, width: int) -> Tensor:
         """Integers H2 × h·(w+2), as maps hold them, rows with two columns too many, from symbols Cz×⌈h/4⌉×⌈w/4⌉ of the side information."""
+        if z.any() or max(z.shape[1:]) <= 2:
+            return self._features(z, quality, height, width)
+        # Of zeros, all features are alike but for those that see the margins: some of them stand for all.
+        few = np.zeros((len(z), *(min(n, 2) for n in z.shape[1:])), z.dtype)
+        high, wide = 4 * few.shape[1], 4 * few.shape[2]
+        small = self._features(few, quality, high, wide).view(-1, high, wide + 2)
+        out = torch.zeros(len(small), height, width + 2, dtype=small.dtype)
+        out[:, :, :width] = small.index_select(1, _alike(height)).index_select(2, _alike(width))
+        return out.flatten(1)
+
+    def _features(self, z: Symbols, quality: int, height: int, width: int) -> Tensor:
+        """The same for any side information."""
         exact = torch.from_numpy(z).long() * torch.from_numpy(self.z_steps[quality - 1][:, None, None])
         x = self._side.flat(fixedpoint.seen(exact, self.side_shift, self._side))
         middle = functional.pixel_shuffle(fixedpoint.rows(self._coarse([x], z.shape[2] + 2), z.shape[2]), 2)
@@ -271,6 +285,8 @@ class Hyperprior:
     @torch.inference_mode()
     def real_side_information(self, y: npt.NDArray[np.float32]) -> Tensor:
         """The side information Cz×⌈h/4⌉×⌈w/4⌉ of latents M×h×w before it is quantised, float64."""
+        if self.silent:
+            return torch.zeros(self.sizes.side, *(-(-n // 4) for n in y.shape[1:]), dtype=torch.float64)
         a = self._analysis
         with torch.autocast("cpu", enabled=False):
             x = torch.from_numpy(y)[None].to(a["conv1.bias"].dtype).contiguous(memory_format=torch.channels_last)
@@ -403,6 +419,17 @@ def _bands(height: int, pitch: int) -> list[tuple[int, int]]:
     """First rows, and those behind the last, of bands of about `BAND` positions."""
     count = max(1, BAND // pitch)
     return [(first, min(first + count, height)) for first in range(0, height, count)]
+
+
+def _alike(count: int) -> Tensor:
+    """For each of so many rows of features of zeros, or columns, one that is the same where there are at most eight.
+
+    Pairs of rows alternate; the first pair and the last one see margins.
+    """
+    row = torch.arange(count)
+    pair, last = row // 2, 2 * -(-count // 4) - 1
+    inner = torch.where(pair == 0, 0, 2 - pair % 2)
+    return 2 * torch.where(pair == last, min(last, 3), inner) + row % 2
 
 
 def _by_table(tables: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], Integers]:

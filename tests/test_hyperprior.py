@@ -165,6 +165,26 @@ def test_latents_come_back_as_they_were_rounded(seed: int, height: int, width: i
     assert (error <= model.steps[quality - 1, :, None, None] / 131072 + np.abs(y) * 1e-6 + 1e-4).all()
 
 
+@given(height=st.integers(1, 23), width=st.integers(1, 23), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_features_of_zeros_are_found_from_a_few(height: int, width: int, seed: int) -> None:
+    entropy = entropy_of(tiny_hyper_tensors(seed=seed))
+    z = np.zeros((TINY_SIZES.side, -(-height // 4), -(-width // 4)), np.int32)
+    assert torch.equal(entropy.features(z, 2, height, width), entropy._features(z, 2, height, width))
+
+
+def test_silent_side_information_is_not_computed(tiny_hyper: Model, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose hyper-analysis can say nothing but zero."""
+    tensors = tiny_hyper_tensors()
+    spoken = entropy_of(tensors)
+    tensors["hyper_analysis.conv3.weight"].zero_()
+    entropy = entropy_of(tensors)
+    y = tiny_hyper.analyse(photograph[:208, :112])
+    assert spoken.side_information(y, 1).any()
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a, **k: pytest.fail("a convolution"))
+    assert entropy.side_information(y, 1).shape == (TINY_SIZES.side, 4, 2) and not entropy.side_information(y, 1).any()
+
+
 def test_latents_beyond_what_there_can_be_are_an_error(tiny_hyper: Model) -> None:
     for value in (np.nan, np.inf, 40_000.0):
         y = np.zeros((12, 3, 3), np.float32)

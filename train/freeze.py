@@ -121,7 +121,11 @@ def freeze_to_file(
     tensors, metadata = tensors_of(model, held_out), _metadata(model, config)
     frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     if isinstance(frozen.entropy, Hyperprior):
-        tensors["shape.fitted"] = refit(frozen.entropy, [frozen.analyse(crop) for crop in training.cpu().numpy()], rungs_of(frozen))
+        latents, qualities = [frozen.analyse(crop) for crop in training.cpu().numpy()], rungs_of(frozen)
+        tensors["shape.fitted"] = refit(frozen.entropy, latents, qualities)
+        if not any(frozen.entropy.side_information(y, quality).any() for y in latents for quality in qualities):
+            # Of a network that always says zero the codec need not ask.
+            tensors["hyper_analysis.conv3.weight"].zero_()
         frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     if "thrift" in metadata:
         metadata["thrift"] = best_thrift(frozen, held_out, config.lambdas)

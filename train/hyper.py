@@ -152,7 +152,7 @@ class Slice(nn.Module):
             out = self.last(h.float())
             if turn and self.direct:
                 out = out + self.direct[turn - 1](own.float())
-            mean, octaves = out.chunk(2, dim=1)
+            mean, octaves = out.contiguous().chunk(2, dim=1)
         return mean, octaves
 
 
@@ -262,6 +262,8 @@ class HyperModel(RateDistortion):
 
         position and noise are as in `forward`. For latents that were computed once, this alone trains the entropy model.
         """
+        # All in one order in memory, channels first: sums of two orders are slow.
+        y = y.contiguous()
         bits_z, features = self.side(y, position, noise)
         gain = self.gain(position)
         spread = torch.exp2(self.log_spread)[:, None, None]

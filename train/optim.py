@@ -95,6 +95,8 @@ def soap(module: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, list[nn.P
         def project(self, grad: Tensor, state: Any, *_: Any, project_type: str = "forward", **__: Any) -> Tensor:
             x = grad.bfloat16()
             for basis in state["Q"]:
+                if len(basis) == 1:
+                    continue
                 # The first axis into the basis, or out of it, and to the end.
                 q = basis.to(x.dtype)
                 x = x.reshape(len(q), -1).t() @ (q if project_type == "forward" else q.t())
