@@ -99,9 +99,12 @@ class Photographs:
             return pixels
         raise DataError("no readable image is left")
 
-    def crop(self, size: int, rng: np.random.Generator) -> Pixels:
-        """A random crop of size×size×3, flipped at random; a photograph that is smaller is mirrored at its edges."""
-        pixels = self.get(int(rng.integers(len(self.paths))))
+    def crop(self, size: int, rng: np.random.Generator, index: int | None = None) -> Pixels:
+        """A random crop of size×size×3 of a random photograph, or of that at `index`, flipped at random.
+
+        A photograph that is smaller is mirrored at its edges.
+        """
+        pixels = self.get(int(rng.integers(len(self.paths))) if index is None else index)
         short = [max(0, size - n) for n in pixels.shape[:2]]
         if any(short):
             pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="reflect" if min(pixels.shape[:2]) > 1 else "edge")

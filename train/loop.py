@@ -34,6 +34,8 @@ from train.vae import GaussianVAE
 from train.validation import centre_crops, validate
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
+FITTED = 128
+"""Of so many photographs, the symbols are what a frozen density is fitted to."""
 FINE = 2
 """Slices of a model with seven turns whose networks are frozen in more than eight bits."""
 
@@ -118,14 +120,16 @@ class Trainer:
         elif isinstance(model, RateDistortion) and start is not None and "density.logits" not in start:
             initialise.fit_density(model, self._some_crops(), config.seed)
 
-    def _training_crops(self) -> Tensor:
-        """The same 32 training crops at every call, 32×256×256×3 uint8, in the processor's memory, where models begin."""
-        rng = np.random.default_rng(self.config.seed)
-        return torch.from_numpy(np.stack([self.photographs.crop(256, rng) for _ in range(32)]))
-
     def _some_crops(self) -> Tensor:
-        """The same as an image, 32×3×256×256 in 0…1."""
-        return to_image(self._training_crops())
+        """The same 32 training crops at every call, 32×3×256×256 in 0…1, in the processor's memory, where models begin."""
+        rng = np.random.default_rng(self.config.seed)
+        return to_image(torch.from_numpy(np.stack([self.photographs.crop(256, rng) for _ in range(32)])))
+
+    def _one_crop_each(self) -> Tensor:
+        """A crop, 256×256×3 uint8, from each of up to `FITTED` training photographs."""
+        rng = np.random.default_rng(self.config.seed)
+        chosen = rng.permutation(len(self.photographs.paths))[:FITTED]
+        return torch.from_numpy(np.stack([self.photographs.crop(256, rng, int(index)) for index in chosen]))
 
     def _optimise(self) -> None:
         """New optimisers, for everything, or for the analysis alone."""
@@ -218,7 +222,7 @@ class Trainer:
         path = self.out / MODEL
         if self.fabric.is_global_zero:
             if self.config.codes:
-                freeze.freeze_to_file(self.mean, self.config, self.provenance(), self._training_crops(), self.validation, path)
+                freeze.freeze_to_file(self.mean, self.config, self.provenance(), self._one_crop_each(), self.validation, path)
             else:
                 freeze.weights_to_file(self.mean, self.config, self.provenance(), path)
         self.fabric.barrier()
