@@ -113,21 +113,20 @@ def freeze_to_file(
 ) -> dict[str, float]:
     """Freeze, fit what can be fitted to real symbols, measure real files of the held-out crops, write. Returns what was measured.
 
-    Crops are N×H×W×3 uint8. Densities are fitted to training crops (`train/refit.py`); how thriftily to round is found on held-out ones.
+    Crops are N×H×W×3 uint8. A hyperprior's tables are fitted to training crops (`train/refit.py`); how thriftily to round is found on
+    held-out ones.
     """
     settings = config.as_dict()
     settings.pop("data")
     tensors, metadata = tensors_of(model, held_out), _metadata(model, config)
     frozen = Model(tensors, metadata, "0" * 64, "unsaved")
-    latents, qualities = [frozen.analyse(crop) for crop in training.cpu().numpy()], rungs_of(frozen)
-    tensors |= refit(frozen.entropy, latents, qualities)
-    silent = isinstance(frozen.entropy, Hyperprior) and not any(
-        frozen.entropy.side_information(y, quality).any() for y in latents for quality in qualities
-    )
-    if silent:
-        # Of a network that always says zero the codec need not ask.
-        tensors["hyper_analysis.conv3.weight"].zero_()
-    frozen = Model(tensors, metadata, "0" * 64, "unsaved")
+    if isinstance(frozen.entropy, Hyperprior):
+        latents, qualities = [frozen.analyse(crop) for crop in training.cpu().numpy()], rungs_of(frozen)
+        tensors["shape.fitted"] = refit(frozen.entropy, latents, qualities)
+        if not any(frozen.entropy.side_information(y, quality).any() for y in latents for quality in qualities):
+            # Of a network that always says zero the codec need not ask.
+            tensors["hyper_analysis.conv3.weight"].zero_()
+        frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     if "thrift" in metadata:
         metadata["thrift"] = best_thrift(frozen, held_out, config.lambdas)
         frozen = Model(tensors, metadata, "0" * 64, "unsaved")

@@ -35,7 +35,7 @@ from train.validation import centre_crops, validate
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
 FITTED = 128
-"""Of so many photographs, the symbols are what a frozen density is fitted to."""
+"""Of so many photographs, the symbols are what a frozen hyperprior's tables are fitted to."""
 FINE = 2
 """Slices of a model with seven turns whose networks are frozen in more than eight bits."""
 
