@@ -23,6 +23,7 @@ from train import data
 from train.__main__ import main
 from train.checkpoint import save_atomically
 from train.config import Config, ConfigError, difference
+from train.freeze import weights_to_start_from
 from train.loop import LAST, MODEL, Trainer
 from train.objective import RateDistortion, to_image
 from train.validation import centre_crops
@@ -212,6 +213,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
         (["--steps", "0"], "--steps: must be at least 1"),
         (["--lr", "-1"], "--lr: must be a positive"),
         (["--variable-rate"], "at least two"),
+        (["--keep-gains", "--objective", "vae", "--init", "orthogonal"], "--keep-gains: a variational autoencoder has none"),
         (["--distortion", "ms-ssim"], "176"),
         (["--config", "missing.toml"], "missing.toml"),
         (["--data", "missing-folder"], "missing-folder: no such folder"),
@@ -311,6 +313,13 @@ def test_a_hyperprior_is_trained_resumed_and_frozen(tmp_path: Path, photograph: 
     sizes = [len(model.encode(photograph, q)) for q in (1, 50, 100)]
     assert sizes == sorted(sizes)
     assert model.decode(model.encode(photograph)).shape == photograph.shape
+    # On from there, with the gains as they are.
+    start = tmp_path / "once" / "variable-rate" / MODEL
+    assert train(tmp_path / "kept", *settings, "--steps", "3", "--keep-gains", "--start-from", str(start)) == 0
+    kept = torch.load(tmp_path / "kept" / "variable-rate" / LAST, weights_only=True)
+    given = weights_to_start_from(start, (0.003, 0.03), "hyperprior")
+    assert all(torch.equal(kept["model"][name], given[name]) for name in ("log_gain", "log_unit"))
+    assert not torch.equal(kept["model"]["analysis.conv1.weight"], given["analysis.conv1.weight"])
 
 
 def test_gains_of_profile_2_stay_once_the_learning_rate_falls() -> None:
@@ -318,7 +327,8 @@ def test_gains_of_profile_2_stay_once_the_learning_rate_falls() -> None:
     assert [step for step in range(100) if config.allocates_at(step)] == list(range(0, 100, 10))
     assert [step for step in range(100) if replace(config, entropy="hyperprior").allocates_at(step)] == [0, 10, 20, 30, 40]
     assert [step for step in range(100) if replace(config, match_steps=75).allocates_at(step)] == [0, 10, 20]
-    assert not any(replace(config, quantiser="noise").allocates_at(step) for step in range(100))
+    for other in (replace(config, quantiser="noise"), replace(config, keep_gains=True)):
+        assert not any(other.allocates_at(step) for step in range(100))
 
 
 def test_a_narrower_model_starts_from_a_wider_one(finished: Path, tmp_path: Path, photograph: np.ndarray) -> None:

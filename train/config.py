@@ -63,6 +63,7 @@ class Config:
     allocate_every: int = _option(
         500, "steps between searches for the best gains, with --quantiser mixed; 0 learns those of a ladder by gradients"
     )
+    keep_gains: bool = _option(False, "neither search for gains nor learn them: those of a start stay as they are")
     thrift: float = _option(
         0.05, "with --quantiser mixed: how much squared error, in squared steps, a saved bit is worth when a latent is rounded; 0: none"
     )
@@ -115,6 +116,8 @@ class Config:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
         if self.init == "klt" and not self.codes:
             raise ConfigError("--init: klt suits neither ReLU nor a variational autoencoder; orthogonal does")
+        if self.keep_gains and self.objective != "rd":
+            raise ConfigError("--keep-gains: a variational autoencoder has none")
         if not 0 <= self.thrift < 1:
             raise ConfigError("--thrift: lies in 0…1, without 1")
         if not 0 <= self.ema < 1:
@@ -132,13 +135,19 @@ class Config:
     @property
     def allocates(self) -> bool:
         """Whether gains are searched for instead of learned."""
-        return self.quantiser == "mixed" and self.allocate_every > 0
+        return self.quantiser == "mixed" and self.allocate_every > 0 and not self.keep_gains
+
+    @property
+    def learns_gains(self) -> bool:
+        """Whether gains, and the units of the latents with them, are learned by gradients."""
+        return not (self.allocates or self.keep_gains)
 
     def allocates_at(self, step: int) -> bool:
         """Whether a step begins with a search for gains.
 
         The gradient of rounding, straight through, lets latents grow against their steps, and a search makes up for it. Profile 2 keeps
-        its gains once the learning rate falls: its networks then settle about the steps that they know.
+        its gains once the learning rate falls: its networks then settle about the steps that they know, and where searches go on steps
+        grow with each of them.
         """
         due = self.allocates and step % self.allocate_every == 0 and step <= self.joint_steps
         return due and (self.entropy == "factorized" or step <= self.joint_steps * (1 - self.decay))

@@ -82,8 +82,8 @@ class Trainer:
         model = network(config)
         if not (out / LAST).exists():  # else `restore` brings all of it
             self._begin(model, start)
-        if config.allocates:
-            # With steps that are searched for, finer units would only promise the same as finer steps, and grow without end.
+        if not config.learns_gains:
+            # With steps that are given, finer units would only promise the same as finer steps, and grow without end.
             model.log_gain.requires_grad_(False)
             model.log_unit.requires_grad_(False)
         wrapped = fabric.setup_module(model)
