@@ -29,7 +29,7 @@ def test_the_rows_are_the_bits_of_the_tables(out: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["quality"]) for row in rows] == QUALITIES
     ((name, pixels),) = integers.crops_of(SAMPLES, 1, 128)
-    model = codec.load("hyperprior-3", "fp32")
+    model = codec.load("hyperprior-4", "fp32")
     y = model.analyse(pixels)
     for row in rows:
         quality = int(row["quality"])
@@ -54,8 +54,8 @@ def test_the_table_says_what_the_rows_do(out: Path) -> None:
 
 
 def test_float_weights_are_those_of_training() -> None:
-    model = codec.load("hyperprior-3", "fp32")
-    thawed = integers.thaw(model, registry.path_of("hyperprior-3"))
+    model = codec.load("hyperprior-4", "fp32")
+    thawed = integers.thaw(model, registry.path_of("hyperprior-4"))
     weights = float_weights(model.entropy)
     state = thawed.state_dict()
     for name, tensor in weights.items():
