@@ -95,7 +95,7 @@ def test_the_best_of_the_candidates_is_found(crops: torch.Tensor, entropy: str) 
     trained = make(entropy, 0.05, crops)
     profile = freeze_hyper.metadata(trained) if isinstance(trained, HyperModel) else {}
     metadata = {**profile, "filters": 8, "latents": 12, "lambdas": LADDER}
-    found = best_thrift(Model(freeze.tensors_of(trained, crops), metadata, "0" * 64, "tiny"), crops, LADDER)
+    found = best_thrift(Model(freeze.tensors_of(trained, crops), metadata, "0" * 64, "tiny"), crops)
     pixels = crops[0].numpy()
     for rung, (quality, value) in enumerate(zip((1, 100), LADDER, strict=True)):
         costs = {}

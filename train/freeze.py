@@ -128,7 +128,7 @@ def freeze_to_file(
             tensors["hyper_analysis.conv3.weight"].zero_()
         frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     if "thrift" in metadata:
-        metadata["thrift"] = best_thrift(frozen, held_out, config.lambdas)
+        metadata["thrift"] = best_thrift(frozen, held_out)
         frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     measured = measure(frozen, held_out, frozen.default_quality)
     metadata |= {"training": {**settings, **provenance}, "measured_on_held_out_crops": measured}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -21,14 +20,14 @@ def rungs_of(model: Model) -> list[int]:
     return [1 + round(float(x)) for x in np.linspace(0, model.qualities - 1, len(model.metadata["lambdas"]))]
 
 
-def best_thrift(model: Model, crops: Tensor, lambdas: Sequence[float]) -> list[float]:
+def best_thrift(model: Model, crops: Tensor) -> list[float]:
     """For each rung, of the candidates that which minimises bits + λ · squared error on 0…255, over crops N×H×W×3 uint8.
 
     The cost is taken to have one minimum only. The model's own thrift stays as it is.
     """
     entropy = copy.copy(model.entropy)
-    images = [crop.astype(np.float64) for crop in crops.cpu().numpy()]
-    latents = [model.analyse(crop) for crop in crops.cpu().numpy()]
+    images = list(crops.cpu().numpy())
+    latents = [model.analyse(image) for image in images]
 
     def cost(thrift: float, quality: int, value: float) -> float:
         entropy.thrift = np.full(model.qualities, thrift)
@@ -36,11 +35,11 @@ def best_thrift(model: Model, crops: Tensor, lambdas: Sequence[float]) -> list[f
         for image, y in zip(images, latents, strict=True):
             bits, coded = entropy.trial(y, quality)
             restored = model.synthesise(coded, quality, *image.shape[:2])
-            total += sum(bits) + value * float(((restored - image) ** 2).sum()) / 3
+            total += sum(bits) + value * float(((restored.astype(np.float64) - image) ** 2).sum()) / 3
         return total
 
     found = []
-    for quality, value in zip(rungs_of(model), lambdas, strict=True):
+    for quality, value in zip(rungs_of(model), model.metadata["lambdas"], strict=True):
         costs = {FIRST: cost(CANDIDATES[FIRST], quality, value)}
         for way in (-1, 1):
             here = FIRST + way
