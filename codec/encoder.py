@@ -64,13 +64,12 @@ class Encoder:
         self._effort = effort
         self._found: dict[int, dict[Box, bytes]] = {}
 
-    def _latents(self, quality: int) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
-        """Windows and their latents M×h×w before quantisation, with details where the quality has them, or where others may follow."""
+    def _latents(self) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
+        """Windows and their latents M×h×w before quantisation."""
         if self._kept:
             yield from zip(self._windows, self._kept, strict=True)
             return
-        details = self._keep or self.model.detailed(quality)
-        results = tiles.ordered(lambda box: self.model.analyse_window(self._pixels, box, details), self._windows, self.jobs)
+        results = tiles.ordered(lambda box: self.model.analyse_window(self._pixels, box), self._windows, self.jobs)
         kept = []
         for done, (box, y) in enumerate(zip(self._windows, results, strict=True), 1):
             if self.progress and not self._effort:
@@ -80,15 +79,15 @@ class Encoder:
             yield box, y
         self._kept = kept
 
-    def _tiles(self, quality: int) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
+    def _tiles(self) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
         """What is coded on its own, in any order: boxes and their latents before quantisation."""
         if not self._tile:
             whole = np.empty((self.model.latents, *self._size), np.float32)
-            for box, y in self._latents(quality):
+            for box, y in self._latents():
                 whole[:, box.slices[0], box.slices[1]] = y
             yield Box(0, 0, *self._size), whole
             return
-        for box, y in self._latents(quality):
+        for box, y in self._latents():
             for part in itertools.chain(*tiles.grid(box.height, box.width, self._tile // STRIDE)):
                 place = Box(box.top + part.top, box.left + part.left, box.top + part.bottom, box.left + part.right)
                 yield place, np.ascontiguousarray(y[:, part.slices[0], part.slices[1]])
@@ -97,7 +96,7 @@ class Encoder:
         """The tiles as they are coded. What was searched for is kept, so that each quality is searched once."""
         entropy = self.model.entropy
         if not self._effort:
-            return {box: entropy.encode(y, quality) for box, y in self._tiles(quality)}
+            return {box: entropy.encode(y, quality) for box, y in self._tiles()}
         if quality not in self._found:
             from codec.search import Search
 
@@ -114,7 +113,7 @@ class Encoder:
                 box, y = tile
                 return box, entropy.encode(*search.tile(box, y, quality))
 
-            self._found[quality] = dict(tiles.ordered(found, self._tiles(quality), self.jobs))
+            self._found[quality] = dict(tiles.ordered(found, self._tiles(), self.jobs))
         return self._found[quality]
 
     def encode(self, quality: int) -> bytes:
@@ -135,7 +134,7 @@ class Encoder:
             for box, payload in self._payloads(quality).items():
                 out[:, box.slices[0], box.slices[1]] = self.model.entropy.decode(payload, quality, box.height, box.width)
             return out
-        for box, y in self._tiles(quality):
+        for box, y in self._tiles():
             out[:, box.slices[0], box.slices[1]] = self.model.entropy.quantise(y, quality)
         return out
 

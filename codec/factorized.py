@@ -36,10 +36,6 @@ class Factorized:
         """The same model: it has no floating-point network."""
         return self
 
-    def coded_at(self, quality: int) -> int:
-        """How many latents are coded at a quality: all."""
-        return self.steps.shape[1]
-
     def tables(self, quality: int) -> Tables:
         """The integer coding tables of a quality; made once."""
         if quality not in self._tables:

@@ -28,9 +28,6 @@ seven turns go from every fourth place of every fourth row to all, with kernels 
 its neighbours to its means. That takes more than eight bits: in the first slices, `Sizes.fine` of them, networks see latents in units of
 2⁻¹² of their spread, and are as fine within. Beside signed latents, networks are shown their sizes, which is what scales follow from.
 
-Details, `Sizes.details` of the latents and their last slice, hold what the synthesis does not show of the others (`codec/transforms.py`).
-Qualities below the first that has them leave that slice out: its latents are zero.
-
 A payload is one run of the coder (`codec/coder.py`, `Writer`): a section for z, channel by channel with the tables of `z_density`, then
 one for each turn of each slice, its symbols sorted by table and, within a table, channel by channel in row-major order.
 """
@@ -75,22 +72,14 @@ class Hyperprior:
 
     profile: Final = container.HYPERPRIOR
 
-    def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        steps: Integers,
-        sizes: Sizes,
-        thrift: npt.NDArray[np.float64] | None = None,
-        details_from: int = 1,
-    ) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], steps: Integers, sizes: Sizes, thrift: npt.NDArray[np.float64] | None = None) -> None:
         """`steps` are the Q×M quantiser steps, `thrift` that of each quality (`codec/rounding.py`), None for none.
 
-        `details_from` is the first quality that has details. Raises ValueError or KeyError when the tensors are not those of such a model.
+        Raises ValueError or KeyError when the tensors are not those of such a model.
         """
         qualities, self.latents = steps.shape
         self.thrift = np.zeros(qualities) if thrift is None else thrift
         self.sizes = sizes
-        self.details_from = details_from
         self.steps = steps
         if sum(sizes.slices) != self.latents:
             raise ValueError("the slices do not add up to the latents")
@@ -156,7 +145,7 @@ class Hyperprior:
                 self._turns[k].append((first, hidden, last))
         self.file = {name: tensors[name] for name in numbers if name in tensors}
         self._analysis = {}
-        for name, shape in analysis_shapes(sizes).items():
+        for name, shape in analysis_shapes(self.latents, sizes).items():
             if not tensors[name].is_floating_point() or tuple(tensors[name].shape) != shape or not torch.isfinite(tensors[name]).all():
                 raise ValueError(f"{name} is not what the sizes ask for")
             self._analysis[name.removeprefix("hyper_analysis.")] = tensors[name].float()
@@ -177,10 +166,6 @@ class Hyperprior:
     def least_bits(self) -> float:
         """Code length of the cheapest symbol of a latent."""
         return min(float(-np.log2((f.max() + 1) / (1 << PRECISION))) for f in self.tables.counts)
-
-    def coded_at(self, quality: int) -> int:
-        """How many latents are coded at a quality; the others, details, are zero."""
-        return self.latents if quality >= self.details_from else self.sizes.plain
 
     def z_tables(self, quality: int) -> Tables:
         """The tables for the side information, one for each of its channels."""
@@ -229,11 +214,7 @@ class Hyperprior:
             context = [torch.zeros((shape, size), dtype=self._seen.dtype) for size in sizes]
             finely = [torch.zeros((shape, size), dtype=torch.float32) for size in sizes[: self.sizes.fine]]
             latents = torch.empty((self.latents, height * width), dtype=torch.int32)
-            coded = self.coded_at(quality)
-            latents[coded:] = 0
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
-                if start >= coded:
-                    break
                 own = slice(start, start + size)
                 steps = torch.from_numpy(self.steps[quality - 1, own, None])
                 fine = k < self.sizes.fine
@@ -308,7 +289,7 @@ class Hyperprior:
             return torch.zeros(self.sizes.side, *(-(-n // 4) for n in y.shape[1:]), dtype=torch.float64)
         a = self._analysis
         with torch.autocast("cpu", enabled=False):
-            x = torch.from_numpy(y[: self.sizes.plain])[None].to(a["conv1.bias"].dtype).contiguous(memory_format=torch.channels_last)
+            x = torch.from_numpy(y)[None].to(a["conv1.bias"].dtype).contiguous(memory_format=torch.channels_last)
             x = torch.relu_(functional.conv2d(x, a["conv1.weight"], a["conv1.bias"], padding=1))
             x = torch.relu_(functional.conv2d(x, a["conv2.weight"], a["conv2.bias"], stride=2, padding=2))
             return functional.conv2d(x, a["conv3.weight"], stride=2, padding=2)[0].double()
@@ -381,9 +362,7 @@ class Hyperprior:
 
     def check_length(self, data: bytes, quality: int, height: int, width: int) -> None:
         """Raises `FormatError` when a payload is too short for latents M×h×w."""
-        least = (
-            self.coded_at(quality) * height * width * self.least_bits + -(-height // 4) * -(-width // 4) * self.z_tables(quality).least_bits
-        )
+        least = self.latents * height * width * self.least_bits + -(-height // 4) * -(-width // 4) * self.z_tables(quality).least_bits
         if 8 * len(data) + 64 < 0.99 * least:
             raise FormatError(f"{len(data)} bytes are too few for the latents of the declared dimensions")
 

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codec.errors import ModelError
-from codec.transforms import BLOCK
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BAND: Final = 6144
@@ -52,15 +51,8 @@ def check_precision(name: str) -> str:
 class Transforms:
     """Analysis and synthesis of one model, in one precision."""
 
-    def __init__(
-        self,
-        analysis: dict[str, Tensor],
-        synthesis: dict[str, Tensor],
-        precision: str,
-        device: str = "cpu",
-        details: dict[str, Tensor] | None = None,
-    ) -> None:
-        """The tensors are named as in `transforms.analysis`, `transforms.synthesis` and `transforms.Details`."""
+    def __init__(self, analysis: dict[str, Tensor], synthesis: dict[str, Tensor], precision: str, device: str = "cpu") -> None:
+        """The tensors are named as in `transforms.analysis` and `transforms.synthesis`."""
         self.dtype = PRECISIONS[precision]
         self.device = torch.device(device)
         a, s = ({name: tensor.to(self.device) for name, tensor in part.items()} for part in (analysis, synthesis))
@@ -74,13 +66,6 @@ class Transforms:
         self._igdn = [self._norm(s, name) for name in ("igdn1", "igdn2")]
         self._pixels = self._typed(255 * _sorted(s["conv3.weight"], 4))
         self._offset = 255 * _sorted(s["conv3.bias"], 4) + 127.5
-        self._plain = a["conv3.weight"].shape[0]
-        self._missing: Tensor | None = None
-        if details is not None:
-            # Products of matrices, in single precision. Of a place's pixels, 4×4 lie beside each other, as the synthesis gives them.
-            order = torch.arange(BLOCK).view(3, 4, 4, 4, 4).permute(1, 3, 2, 4, 0).flatten()
-            self._missing = details["analysis.weight"][:, order, 0, 0].T.to(self.device) / 255
-            self._added = details["synthesis.weight"][order, :, 0, 0].T.to(self.device) * 255
 
     def _typed(self, weight: Tensor) -> Tensor:
         return weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -89,63 +74,34 @@ class Transforms:
         return self._typed(tensors[f"{name}.gamma"]), tensors[f"{name}.beta"].to(self.dtype)
 
     @torch.inference_mode()
-    def analyse(self, pixels: Tensor, rows: slice = slice(None), columns: slice = slice(None), details: bool = False) -> Tensor:
-        """Pixels H×W×3, or grey H×W, uint8, to some rows and columns of the latents M×H/16×W/16, float32.
-
-        Of a model with details, these are zero if they are not asked for.
-        """
-        pixels = pixels.to(self.device)
-        x = pixels.to(self.dtype).sub_(127.5)
+    def analyse(self, pixels: Tensor, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """Pixels H×W×3, or grey H×W, uint8, to some rows and columns of the latents M×H/16×W/16, float32."""
+        x = pixels.to(self.device).to(self.dtype).sub_(127.5)
         x = (x if x.dim() == 3 else x[..., None].expand(-1, -1, 3).contiguous()).permute(2, 0, 1)[None]
         with torch.autocast(self.device.type, enabled=False):
             y = _gdn(F.conv2d(x, *self._down[0], stride=4, padding=4), *self._gdn[0])
             y = _gdn(F.conv2d(y, *self._down[1], stride=2, padding=2), *self._gdn[1])
             y = F.conv2d(y, self._latents, stride=2, padding=2)
-            plain = y[0, :, rows, columns].float().contiguous()
-            if self._missing is None:
-                return plain.cpu()
-            if not details:
-                return F.pad(plain, (0, 0, 0, 0, 0, self._missing.shape[1])).cpu()
-            missing = self._quarters(pixels)[_fine(rows), _fine(columns)] - self._shown(y, rows, columns)
-            found = missing.view(plain.shape[1], 4, plain.shape[2], 4, -1).transpose(1, 2).reshape(*plain.shape[1:], -1) @ self._missing
-        return torch.cat([plain, found.permute(2, 0, 1)]).cpu()
+        return y[0, :, rows, columns].float().contiguous().cpu()
 
     @torch.inference_mode()
     def synthesise(self, y: Tensor, rows: slice, columns: slice, grey: bool = False) -> Tensor:
-        """Latents M×H×W, float32, or those before the details, to the pixels of some rows and columns: 16h×16w×3 uint8, grey 16h×16w."""
-        y = y.to(self.device)
-        x = y[: self._plain].permute(1, 2, 0).to(self.dtype, memory_format=torch.contiguous_format).permute(2, 0, 1)[None]
+        """Latents M×H×W, float32, to the pixels of some rows and columns of them: 16h×16w×3 uint8, grey 16h×16w."""
+        x = y.to(self.device).permute(1, 2, 0).to(self.dtype, memory_format=torch.contiguous_format).permute(2, 0, 1)[None]
         with torch.autocast(self.device.type, enabled=False):
-            values = self._shown(x, rows, columns)
+            for (weight, bias), norm in zip(self._up, self._igdn, strict=True):
+                x = _shuffled_igdn(F.conv2d(x, weight, bias, padding=1), *norm)
+            x = F.conv2d(x, self._pixels, padding=1)
+            # At a quarter of the resolution: h×w×4·4·3.
+            down, across = (slice(4 * part.start, 4 * part.stop) for part in (rows, columns))
+            values = x.permute(0, 2, 3, 1)[0, down, across].float().add_(self._offset)
             height, width = values.shape[:2]
-            if len(y) > self._plain:
-                details = y[self._plain :, rows, columns].permute(1, 2, 0) @ self._added
-                values = values.add_(details.view(*details.shape[:2], 4, 4, -1).transpose(1, 2).reshape(values.shape))
             if grey:
                 values = values.view(height, width, 16, 3) @ torch.tensor(LUMA, dtype=torch.float32, device=self.device)
         # Absurd symbols, which only a forged stream holds, may overflow.
         pixels = values.round_().nan_to_num_(0).clamp_(0, 255).to(torch.uint8)
         pixels = pixels.view(height, width, 4, -1).transpose(1, 2)
         return pixels.reshape((4 * height, 4 * width) if grey else (4 * height, 4 * width, 3)).cpu()
-
-    def _shown(self, x: Tensor, rows: slice, columns: slice) -> Tensor:
-        """What the synthesis shows of latents 1×M×H×W, without details, in some rows and columns: 4h×4w×48 on 0…255, float32."""
-        for (weight, bias), norm in zip(self._up, self._igdn, strict=True):
-            x = _shuffled_igdn(F.conv2d(x, weight, bias, padding=1), *norm)
-        x = F.conv2d(x, self._pixels, padding=1)
-        return x.permute(0, 2, 3, 1)[0, _fine(rows), _fine(columns)].float().add_(self._offset)
-
-    @staticmethod
-    def _quarters(pixels: Tensor) -> Tensor:
-        """Pixels H×W×3 or, grey, H×W to H/4×W/4×48."""
-        pixels = pixels if pixels.dim() == 3 else pixels[..., None].expand(-1, -1, 3)
-        height, width = pixels.shape[0] // 4, pixels.shape[1] // 4
-        return pixels.reshape(height, 4, width, 4, 3).transpose(1, 2).reshape(height, width, 48)
-
-
-def _fine(part: slice) -> slice:
-    """Rows or columns of latents at a quarter of the image's resolution."""
-    return slice(None) if part == slice(None) else slice(4 * part.start, 4 * part.stop)
 
 
 def _sorted(tensor: Tensor, upscale: int) -> Tensor:

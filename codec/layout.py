@@ -52,8 +52,6 @@ class Sizes:
 
     fine: int = 0
     """How many slices, from the first one, are computed in fine integers."""
-    details: int = 0
-    """How many latents, all of the last slice or none, hold what the synthesis does not show of the others (`codec/transforms.py`)."""
 
     def __post_init__(self) -> None:
         numbers = (self.side, self.analysis, self.synthesis, self.features, self.width, *self.slices)
@@ -63,8 +61,6 @@ class Sizes:
             raise ValueError("there are 1, 2, 4 or 7 turns to each slice")
         if not isinstance(self.fine, int) or not 0 <= self.fine <= len(self.slices):
             raise ValueError("there are not so many slices to be fine")
-        if self.details not in (0, self.slices[-1]) or (self.details and len(self.slices) < 2):
-            raise ValueError("details are the last slice, behind others")
 
     @property
     def views(self) -> int:
@@ -98,11 +94,6 @@ class Sizes:
             return {}
         turns = range(self.turns_of(int(layer.split(".")[1])))
         return {name: channels for turn in turns for name, channels in self.added(layer, turn).items()}
-
-    @property
-    def plain(self) -> int:
-        """How many latents there are without the details."""
-        return sum(self.slices) - self.details
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -144,10 +135,10 @@ def shapes(latents: int, qualities: int, sizes: Sizes) -> dict[str, tuple[int, .
     return out
 
 
-def analysis_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+def analysis_shapes(latents: int, sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """The floating-point tensors of the hyper-analysis."""
     return {
-        "hyper_analysis.conv1.weight": (sizes.analysis, sizes.plain, 3, 3),
+        "hyper_analysis.conv1.weight": (sizes.analysis, latents, 3, 3),
         "hyper_analysis.conv1.bias": (sizes.analysis,),
         "hyper_analysis.conv2.weight": (sizes.analysis, sizes.analysis, 5, 5),
         "hyper_analysis.conv2.bias": (sizes.analysis,),

@@ -13,7 +13,7 @@ import itertools
 import json
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -34,7 +34,6 @@ from codec.layout import sizes_of
 from codec.tiles import Box
 
 Pixels = npt.NDArray[np.uint8]
-Network = TypeVar("Network", bound=torch.nn.Module)
 FORMAT: Final = "rdae-model-1"
 FINE_LAMBDA: Final = 0.03
 """Beyond this λ, precision "auto" computes the synthesis in single precision: in bf16 it would cost 0.05 dB at the top of the ladder."""
@@ -57,14 +56,12 @@ class Model:
             if not (0 < filters <= 4096 and 0 < latents <= 4096):
                 raise ValueError("absurd width")
             self.latents = latents
-            details = sizes_of(metadata).details if "sizes" in metadata else 0
             # These are most of the weights: a file that declares more of them than it holds gets no memory for them.
             shapes = [tuple(tensors[f"analysis.{layer}.weight"].shape) for layer in ("conv2", "conv3")]
-            if shapes != [(filters, filters, 5, 5), (latents - details, filters, 5, 5)]:
+            if shapes != [(filters, filters, 5, 5), (latents, filters, 5, 5)]:
                 raise ValueError("the weights are not of the declared width")
-            self.analysis = _filled(transforms.analysis(filters, latents - details, conv=transforms.Unfilled), tensors, "analysis.")
-            self.synthesis = _filled(transforms.synthesis(filters, latents - details, conv=transforms.Unfilled), tensors, "synthesis.")
-            self.details = _filled(transforms.Details(details, conv=transforms.Unfilled), tensors, "details.") if details else None
+            self.analysis = _filled(transforms.analysis(filters, latents, conv=transforms.Unfilled), tensors, "analysis.")
+            self.synthesis = _filled(transforms.synthesis(filters, latents, conv=transforms.Unfilled), tensors, "synthesis.")
             self.steps = integers(tensors["steps"])
             """Q×M quantiser steps in units of 2⁻¹⁶, a row for each quality: the reciprocals of the gains."""
             if self.steps.ndim != 2 or not 1 <= len(self.steps) <= 100 or self.steps.shape[1] != latents:
@@ -81,8 +78,7 @@ class Model:
         """How latents become bytes: by the profile that the metadata name."""
         profile = self.metadata.get("profile", "factorized")
         if profile == container.PROFILES[container.HYPERPRIOR]:
-            first = int(self.metadata.get("details_from", 1))
-            return Hyperprior(tensors, self.steps, sizes_of(self.metadata), self._thrift(), first)
+            return Hyperprior(tensors, self.steps, sizes_of(self.metadata), self._thrift())
         if profile != container.PROFILES[container.FACTORIZED]:
             raise ValueError(f"its profile is {profile!r}")
         density = FrozenDensity(*(integers(tensors[f"density.{part}"]) for part in ("grid", "scale", "cdf")))
@@ -120,17 +116,12 @@ class Model:
 
     @cached_property
     def halos(self) -> tuple[int, int]:
-        """How far analysis, without details, and synthesis look beyond a latent's own place, in latents."""
+        """How far analysis and synthesis look beyond a latent's own place, in latents."""
         return tiles.halo(self.analysis, 1 / transforms.STRIDE), tiles.halo(self.synthesis)
-
-    def detailed(self, quality: int) -> bool:
-        """Whether a quality has details."""
-        return self.details is not None and self.entropy.coded_at(quality) == self.latents
 
     @cached_property
     def _transforms(self) -> inference.Transforms:
-        details = None if self.details is None else self.details.state_dict()
-        return inference.Transforms(self.analysis.state_dict(), self.synthesis.state_dict(), self.precision, details=details)
+        return inference.Transforms(self.analysis.state_dict(), self.synthesis.state_dict(), self.precision)
 
     def in_precision(self, precision: str) -> Model:
         """The same model with transforms that compute in another precision ("auto": what the processor is best at); all else is shared.
@@ -155,17 +146,16 @@ class Model:
         position = (quality - 1) / max(self.qualities - 1, 1) * (len(lambdas) - 1)
         return float(np.exp(np.interp(position, np.arange(len(lambdas)), np.log(lambdas))))
 
-    def analyse_window(self, image: Pixels, box: Box, details: bool = True) -> npt.NDArray[np.float32]:
+    def analyse_window(self, image: Pixels, box: Box) -> npt.NDArray[np.float32]:
         """Latents M×h×w before quantisation, of the box (in latents) of an image H×W×3 or, grey, H×W, uint8.
 
-        The image is mirrored at its right and lower edge to multiples of 16. Without `details`, these are zero.
+        The image is mirrored at its right and lower edge to multiples of 16.
         """
-        details = details and self.details is not None
         whole = Box(0, 0, *tiles.latents_of(*image.shape[:2]))
-        window = box.grown(sum(self.halos) if details else self.halos[0], whole)
+        window = box.grown(self.halos[0], whole)
         pixels = np.array(tiles.mirrored(image, window * transforms.STRIDE), order="C")
         rows, columns = box.seen_from(window).slices
-        return np.asarray(self._transforms.analyse(torch.from_numpy(pixels), rows, columns, details).numpy())
+        return np.asarray(self._transforms.analyse(torch.from_numpy(pixels), rows, columns).numpy())
 
     def analyse(self, image: Pixels) -> npt.NDArray[np.float32]:
         """Latents M×h×w before quantisation, of a whole image H×W×3 uint8."""
@@ -187,7 +177,6 @@ class Model:
 
     def restore_window(self, y: npt.NDArray[np.float32], quality: int, inner: Box, grey: bool = False) -> Pixels:
         """The same of latents that are real numbers."""
-        y = y[: self.entropy.coded_at(quality)]
         # Where steps are fine, rounding to bf16 would cost the picture more than hundredths of a decibel.
         exact = self.choice == "auto" and self.precision != "fp32" and self.lambda_at(quality) > FINE_LAMBDA
         owner = self.in_precision("fp32") if exact else self
@@ -223,7 +212,7 @@ class Model:
         return decoder.decode(self, container.read(data)).array
 
 
-def _filled(module: Network, tensors: dict[str, Tensor], prefix: str) -> Network:
+def _filled(module: torch.nn.Sequential, tensors: dict[str, Tensor], prefix: str) -> torch.nn.Sequential:
     """The module with the tensors of this prefix as its weights, in single precision, ready for inference."""
     state = {name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)}
     # A sum is finite only if all of its terms are.

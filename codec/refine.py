@@ -51,14 +51,8 @@ def synthesiser(model: Model) -> Synthesis:
     """
     precision = PRECISIONS[model.precision]
     network = copy.deepcopy(model.synthesis[:-1]).to(precision).to(memory_format=torch.channels_last)
-    centre, details = model.synthesis[-1], model.details
-
-    def synthesise(y: Tensor) -> Tensor:
-        plain = y[:, : model.synthesis[0].in_channels].to(precision, memory_format=torch.channels_last)
-        x: Tensor = centre(network(plain).float())
-        return 255 * (x if details is None else x + details.synthesise(y[:, plain.shape[1] :]))
-
-    return synthesise
+    centre = model.synthesis[-1]
+    return lambda y: 255 * centre(network(y.to(precision, memory_format=torch.channels_last)).float())
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,10 @@ class Search:
         context = box.grown(2 * self._margin, self._whole)
         around = y
         if context != box:
-            around = self._model.analyse_window(self._pixels, context, self._model.detailed(quality))
+            around = self._model.analyse_window(self._pixels, context)
             place = box.seen_from(context)
             around[:, place.slices[0], place.slices[1]] = y
         plain, entropy = (y, quality, None, True), self._model.entropy
-        if not self._model.detailed(quality):
-            around = around.copy()
-            around[entropy.coded_at(quality) :] = 0
         coded = entropy.trial(*plain)
         found, side = self._refined(box, context, around, self._start(y, coded[1], quality), quality, weight)
         better = (found, quality, side, False)

@@ -60,7 +60,7 @@ class SoftHyperprior:
         self._known = _column(entropy.spread - LOWEST_OCTAVE - entropy.log2_steps[quality - 1] / (1 << BITS))
         self._weights = float_weights(entropy)
         self._features_bias = _column(self._weights["features_bias"][quality - 1])
-        self._sizes, self._coded = entropy.sizes, entropy.coded_at(quality)
+        self._sizes = entropy.sizes
         self._costs, self._side_costs = Costs(entropy.tables), Costs(entropy.z_tables(quality))
         self._channels = torch.arange(len(self.side_step))[:, None, None]
 
@@ -73,8 +73,6 @@ class SoftHyperprior:
         features = torch.relu(features + self._features_bias)
         decoded = y[:, :0]
         for k, (start, size) in enumerate(zip(self._sizes.starts, self._sizes.slices, strict=True)):
-            if start >= self._coded:
-                break
             own = slice(start, start + size)
             common = self._convolved(f"slices.{k}.features", features)
             if k:
@@ -91,7 +89,7 @@ class SoftHyperprior:
             # Where the exact model takes the nearest table, this one is between two.
             bits = bits + self._costs.between(symbols, (table * PER_OCTAVE).clamp(0, TABLES - 1)).sum()
             decoded = torch.cat([decoded, symbols * self.step[own] + mean], dim=1)
-        return bits, functional.pad(decoded, (0, 0, 0, 0, 0, y.shape[1] - self._coded))
+        return bits, decoded
 
     def _means_and_tables(self, k: int, turn: int, common: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """μ and log2 σ of a slice's latents, in units of their spread, of which the places of the turn are meant."""

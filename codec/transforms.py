@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 STRIDE = 16
 """Pixels per latent sample along each side."""
-BLOCK = 3 * STRIDE**2
-"""Numbers in the pixels of a latent's own place."""
 
 GDNFactory = Callable[..., nn.Module]
 """Called as `gdn(channels)` or `gdn(channels, inverse=True)`."""
@@ -103,26 +101,3 @@ def synthesis(filters: int = 128, latents: int = 192, gdn: GDNFactory = GDN, con
             centre=Centre(0.5),
         )
     )
-
-
-class Details(nn.Module):
-    """What the synthesis does not show of an image, as latents of a linear transform of blocks of 16×16 pixels.
-
-    M latents for 768 numbers keep an image from coming back exactly, however finely they are quantised, and most of all a busy one. Where
-    steps are that fine, further latents hold the strongest components of what is missing, x - synthesis(analysis(x)): nothing is
-    quantised in it, so they do not code the others' rounding once more.
-    """
-
-    def __init__(self, latents: int, conv: type[nn.Conv2d] = nn.Conv2d) -> None:
-        super().__init__()
-        self.analysis = conv(BLOCK, latents, 1, bias=False)
-        self.synthesis = conv(latents, BLOCK, 1, bias=False)
-
-    def analyse(self, missing: Tensor) -> Tensor:
-        """B×3×16h×16w to B×K×h×w."""
-        y: Tensor = self.analysis(F.pixel_unshuffle(missing, STRIDE))
-        return y
-
-    def synthesise(self, y: Tensor) -> Tensor:
-        """B×K×h×w to B×3×16h×16w, to be added to what the synthesis shows."""
-        return F.pixel_shuffle(self.synthesis(y), STRIDE)

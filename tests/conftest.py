@@ -64,11 +64,8 @@ def tiny_hyper_tensors(
     """The tensors of an untrained model with a hyperprior: its networks are random, its shape is Laplace's."""
     torch.manual_seed(seed)
     latents = sum(sizes.slices)
-    out = random_transforms(filters, sizes.plain)
-    if sizes.details:
-        basis = torch.linalg.qr(torch.randn(transforms.BLOCK, sizes.details))[0][:, :, None, None]
-        out |= {"details.analysis.weight": 16 * basis.transpose(0, 1).half(), "details.synthesis.weight": (basis / 16).half()}
-    for name, shape in analysis_shapes(sizes).items():
+    out = random_transforms(filters, latents)
+    for name, shape in analysis_shapes(latents, sizes).items():
         out[name] = (torch.randn(shape) * (2 / max((*shape[1:2], 1)) / 9) ** 0.5).to(torch.float16)
     for name, shape in shapes(latents, len(steps), sizes).items():
         layer, _, part = name.rpartition(".")
@@ -106,12 +103,8 @@ def hyper_metadata(filters: int = 8, sizes: Sizes = TINY_SIZES) -> dict[str, obj
 
 
 def tiny_hyper_bytes(filters: int = 8, sizes: Sizes = TINY_SIZES, seed: int = 0) -> bytes:
-    """The file of an untrained model with a hyperprior. If there are details, qualities from 2 on have them."""
-    return to_bytes(tiny_hyper_tensors(filters, sizes, seed=seed), {**hyper_metadata(filters, sizes), "details_from": 2})
-
-
-DETAILED = dataclasses.replace(TINY_SIZES, turns=(7, 4, 2, 2), details=3)
-"""The last slice holds details."""
+    """The file of an untrained model with a hyperprior."""
+    return to_bytes(tiny_hyper_tensors(filters, sizes, seed=seed), hyper_metadata(filters, sizes))
 
 
 def check_other_processes(model: Model, file: Path, image: np.ndarray, folder: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from conftest import DETAILED, SAMPLES, tiny_hyper_bytes, tiny_model_bytes
+from conftest import SAMPLES, tiny_hyper_bytes, tiny_model_bytes
 
 import codec
 from codec import coder, container, decoder
@@ -129,15 +129,6 @@ def main() -> None:
     write("bytes-photograph", eight, Picture(small), 2)
     if not (GOLDEN / "bytes-escapes.rdae").exists():
         keep("bytes-escapes", eight, hyper_escapes(eight))
-    # Details, from quality 2 on.
-    detailed_file = GOLDEN / "detailed.safetensors"
-    if not detailed_file.exists():
-        detailed_file.write_bytes(tiny_hyper_bytes(sizes=DETAILED))
-    detailed = from_bytes(detailed_file.read_bytes(), "detailed")
-    write("detailed-photograph", detailed, Picture(small), 2)
-    write("detailed-none", detailed, Picture(small[..., 1], mask), 1, tile=128)
-    if not (GOLDEN / "detailed-escapes.rdae").exists():
-        keep("detailed-escapes", detailed, hyper_escapes(detailed))
     for name in () if "--tiny" in sys.argv[1:] else codec.models():
         write(name, codec.load(name), Picture(chelsea), codec.load(name).default_quality)
 

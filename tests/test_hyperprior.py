@@ -7,7 +7,7 @@ import judge
 import numpy as np
 import pytest
 import torch
-from conftest import DETAILED, TINY_SIZES, check_other_processes, tiny_hyper_bytes, tiny_hyper_tensors
+from conftest import TINY_SIZES, check_other_processes, tiny_hyper_bytes, tiny_hyper_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,8 +101,7 @@ def first_layout(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch
 FIRST_SIZES = dataclasses.replace(TINY_SIZES, slices=(4, 3, 5), turns=(), fine=0)
 """As the first models of the profile have them."""
 sizes_drawn = st.sampled_from(
-    [TINY_SIZES, DETAILED, dataclasses.replace(TINY_SIZES, kernel=1), FIRST_SIZES,
-     dataclasses.replace(TINY_SIZES, slices=(12,), turns=(4,), fine=0),
+    [TINY_SIZES, dataclasses.replace(TINY_SIZES, kernel=1), dataclasses.replace(TINY_SIZES, slices=(12,), turns=(4,), fine=0), FIRST_SIZES,
      Sizes(side=1, analysis=1, synthesis=1, features=1, slices=(1, 1, 1), width=1, turns=(1, 7, 2), fine=2)]
 )  # fmt: skip
 

@@ -202,7 +202,7 @@ def test_info_tells_side_information_from_latents(
         assert facts["profile"] == "hyperprior" and facts["model"] is None
         parts = facts["bytes"]
         assert parts["side information"] + parts["latents"] + parts["header"] == parts["total"] == len(data)
-        ideal = sum(tiny_hyper.entropy.bits(y, 2)[0] for _, y in encoder._tiles(2)) / 8
+        ideal = sum(tiny_hyper.entropy.bits(y, 2)[0] for _, y in encoder._tiles()) / 8
         assert abs(parts["side information"] - ideal) < 1
         sizes.append(parts["side information"])
     assert sizes[0] != sizes[1] and min(sizes) > 50

@@ -296,9 +296,7 @@ def test_random_filters_can_be_the_start(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "lambda-0.013" / "config.json").read_text())["init"] == "orthogonal"
 
 
-def test_a_hyperprior_is_trained_resumed_and_frozen(
-    finished: Path, tmp_path: Path, photograph: np.ndarray, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hyperprior_is_trained_resumed_and_frozen(tmp_path: Path, photograph: np.ndarray) -> None:
     settings = ["--entropy", "hyperprior", "--slices", "4", "8", "--quantiser", "mixed", "--variable-rate", "--lambda", "0.003", "0.03"]
     settings += ["--allocate-every", "10", "--crop", "64", "--early-steps", "0", "--lr", "0.002"]
     assert train(tmp_path / "once", *settings, "--steps", "40") == 0
@@ -322,21 +320,6 @@ def test_a_hyperprior_is_trained_resumed_and_frozen(
     given = weights_to_start_from(start, (0.003, 0.03), "hyperprior")
     assert all(torch.equal(kept["model"][name], given[name]) for name in ("log_gain", "log_unit"))
     assert not torch.equal(kept["model"]["analysis.conv1.weight"], given["analysis.conv1.weight"])
-    # And with details, interrupted or not.
-    more = [*settings, "--latents", "16", "--slices", "4", "8", "4", "--details", "4", "--details-from", "0.03"]
-    assert train(tmp_path / "detailed", *more, "--steps", "3", "--start-from", str(start)) == 0
-    (tmp_path / "detailed" / "variable-rate" / MODEL).unlink()
-    assert train(tmp_path / "detailed", *more, "--steps", "4", "--resume") == 0
-    model = codec.load(tmp_path / "detailed" / "variable-rate" / MODEL)
-    assert model.latents == 16 and [model.detailed(quality) for quality in (1, 99, 100)] == [False, False, True]
-    assert model.decode(model.encode(photograph, 100)).shape == photograph.shape
-    # What is there already goes on; profile 1 has nothing to take them from.
-    assert train(tmp_path / "on", *more, "--steps", "1", "--start-from", str(tmp_path / "detailed" / "variable-rate" / MODEL)) == 0
-    capsys.readouterr()
-    assert train(tmp_path / "none", *more, "--steps", "1") == 2
-    assert "--start-from names it" in capsys.readouterr().err
-    assert train(tmp_path / "first", *more, "--steps", "1", "--start-from", str(finished / MODEL)) == 2
-    assert "must be of profile 2 as well" in capsys.readouterr().err
 
 
 def test_gains_of_profile_2_stay_once_the_learning_rate_falls() -> None:

@@ -100,9 +100,8 @@ def macs_per_pixel(network: nn.Module, x: Tensor, pixels: int) -> float:
 def rdae(model: Model, precision: str, device: str) -> Contender:
     """Our own codec, with arrays in memory and no threads but torch's."""
     model = copy.copy(model.in_precision(precision))
-    details = None if model.details is None else model.details.state_dict()
-    network = inference.Transforms(model.analysis.state_dict(), model.synthesis.state_dict(), precision, device, details)
-    model.__dict__["_transforms"] = network
+    model.__dict__["_transforms"] = inference.Transforms(model.analysis.state_dict(), model.synthesis.state_dict(), precision, device)
+    network = model._transforms
     # The second profile quantises as it codes.
     entropy = model.entropy
     coding: dict[str, tuple[Call, ...]] = {"entropy coding": ((entropy, "encode"), (entropy, "decode"))}
@@ -123,7 +122,7 @@ def rdae(model: Model, precision: str, device: str) -> Contender:
         },
         {
             "encode": macs_per_pixel(model.analysis, torch.zeros(1, 3, side, side), side * side),
-            "decode": macs_per_pixel(model.synthesis, torch.zeros(1, model.synthesis[0].in_channels, side // 16, side // 16), side * side),
+            "decode": macs_per_pixel(model.synthesis, torch.zeros(1, model.latents, side // 16, side // 16), side * side),
         },
     )
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import sys
 from pathlib import Path
 from typing import Final
@@ -44,10 +43,7 @@ def thaw(model: Model, path: Path) -> HyperModel:
     if not isinstance(model.entropy, Hyperprior):
         raise ValueError(f"{path}: a model of profile 2 is needed")
     rungs = tuple(model.metadata["lambdas"])
-    first = (model.entropy.details_from - 1) / max(model.qualities - 1, 1) * (len(rungs) - 1)
-    details_from = rungs[math.ceil(first - 1e-6)]
-    thawed = HyperModel(rungs, model.metadata["filters"], model.latents, model.entropy.sizes, details_from=details_from)
-    thawed.requires_grad_(False)
+    thawed = HyperModel(rungs, model.metadata["filters"], model.latents, model.entropy.sizes).requires_grad_(False)
     thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(path, rungs, "hyperprior")})
     return thawed
 
@@ -75,14 +71,9 @@ def measure(
     """A row for each quality and crop: bits in floating point, by the file's integers, and by those that it would be frozen to now."""
     thawed = thaw(model, path)
     # Tables that were fitted to thriftily rounded symbols would be compared with others.
-    own = Hyperprior(
-        {name: tensor for name, tensor in load_file(path).items() if name != "shape.fitted"},
-        model.steps,
-        thawed.sizes,
-        details_from=model.entropy.details_from,
-    )
+    own = Hyperprior({name: tensor for name, tensor in load_file(path).items() if name != "shape.fitted"}, model.steps, thawed.sizes)
     integers = freeze_hyper.tensors(thawed, model.qualities, torch.from_numpy(np.stack(shown)))
-    again = Hyperprior(integers, model.steps, thawed.sizes, details_from=model.entropy.details_from)
+    again = Hyperprior(integers, model.steps, thawed.sizes)
     rows: list[dict[str, object]] = []
     for name, pixels in coded:
         y = model.analyse(pixels)

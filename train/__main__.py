@@ -102,8 +102,6 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
                 fabric = _fabric(config)
                 resumes = (out / LAST).exists()
                 begins = start_file and not resumes
-                if config.details and not begins and not resumes:
-                    raise ConfigError("--details: what the synthesis does not show is known only of a trained one; --start-from names it")
                 start = freeze.weights_to_start_from(start_file, config.lambdas, config.entropy) if begins else None
                 trainer = Trainer(config, out, fabric, start)
                 if resumes:

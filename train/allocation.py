@@ -30,12 +30,12 @@ SAMPLES = 4096
 
 
 def sensitivity(model: RateDistortion, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Squared pixel values (on 0…1, summed over all pixels) for a squared unit of error in each latent B×M×h×w, details excepted.
+    """Squared pixel values (on 0…1, summed over all pixels) for a squared unit of error in each latent B×M×h×w, about its value.
 
     That is the squared length of each column of the synthesis' Jacobian, J: the mean of (Jᵀv)² over random v of unit variance.
     """
     total = torch.zeros_like(y)
-    unit = model.log_unit[: model.plain].detach().exp()[:, None, None]
+    unit = model.log_unit.detach().exp()[:, None, None]
     for _ in range(PROBES):
         at = (y / unit).requires_grad_()
         with torch.enable_grad():
@@ -84,10 +84,7 @@ def high_resolution_log_gains(model: RateDistortion, images: Tensor, lambdas: Se
     error grows by S Δ dΔ / 6. Where latents are smaller than that, such a model spends next to nothing on them anyway.
     """
     generator = torch.Generator().manual_seed(seed)
-    unit = model.log_unit[: model.plain].exp()[:, None, None]
+    unit = model.log_unit.exp()[:, None, None]
     answers = [sensitivity(model, model.analysis(x).float() * unit, generator).mean(dim=(0, 2, 3)) for x in images.split(BATCH)]
     answer = torch.stack(answers).mean(dim=0)
-    if model.details is not None:
-        shown = model.details.synthesis.weight.square().sum(dim=(0, 2, 3))
-        answer = torch.cat([answer, shown / model.log_unit[model.plain :].exp().square()])
     return torch.stack([0.5 * torch.log(value * 255**2 / 3 * math.log(2) / 6 * answer) for value in lambdas])

@@ -45,11 +45,6 @@ class Config:
     entropy: str = _option("factorized", "entropy model: profile 1, or profile 2", choices=("factorized", "hyperprior"))
     slices: tuple[int, ...] = _option((32, 32, 64, 64), "with --entropy hyperprior: latents that are coded together; their sum is M")
     turns: tuple[int, ...] = _option((), "with --entropy hyperprior: in how many turns (1, 2, 4 or 7) the places of each slice are coded")
-    details: int = _option(
-        0,
-        "with --entropy hyperprior: of the latents, how many hold what the synthesis does not show of the others; they are the last slice",
-    )
-    details_from: float = _option(0.0483, "the λ from which details are coded")
     steps: int = _option(20_000, "optimiser steps")
     batch: int = _option(8, "crops in a step, over all processes")
     crop: int = _option(256, "side of a crop in pixels, a multiple of 16")
@@ -110,14 +105,8 @@ class Config:
                 raise ConfigError(
                     f"--turns: {' '.join(map(str, self.turns))} must be 1, 2, 4 or 7 for each of the {len(self.slices)} slices"
                 )
-            if self.details and (len(self.slices) < 2 or self.details != self.slices[-1]):
-                raise ConfigError(f"--details: {self.details} is not the last of several --slices, {self.slices[-1]}")
             if self.objective != "rd" or self.normalisation != "gdn" or self.quantiser != "mixed":
                 raise ConfigError("--entropy hyperprior: needs --quantiser mixed, --normalisation gdn and --objective rd")
-        if self.details and self.entropy != "hyperprior":
-            raise ConfigError("--details: are for --entropy hyperprior")
-        if self.details and not any(value >= self.details_from for value in self.lambdas):
-            raise ConfigError(f"--details-from: {self.details_from:g} is beyond every λ")
         if self.match_steps and (self.objective != "rd" or self.distortion == "ms-ssim"):
             raise ConfigError("--match-steps: lower the squared error; they suit neither --objective vae nor --distortion ms-ssim")
         if self.match_steps >= self.steps:
@@ -137,10 +126,10 @@ class Config:
             not 0 <= self.decay <= 1
             or self.warmup < 0
             or self.early_steps < 0
-            or min(self.threads, self.allocate_every, self.match_steps, self.details) < 0
+            or min(self.threads, self.allocate_every, self.match_steps) < 0
         ):
             raise ConfigError(
-                "--decay lies in 0…1; --warmup, --early-steps, --allocate-every, --match-steps, --details and --threads are not negative"
+                "--decay lies in 0…1; --warmup, --early-steps, --allocate-every, --match-steps and --threads are not negative"
             )
 
     @property

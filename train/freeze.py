@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,9 @@ def transform_tensors(model: RateDistortion) -> dict[str, Tensor]:
                 out[f"{prefix}.{name}.weight"] = layer.weight
                 if layer.bias is not None:
                     out[f"{prefix}.{name}.bias"] = layer.bias
-    plain, details = model.log_unit.exp().tensor_split([model.plain])
-    out["analysis.conv3.weight"] = out["analysis.conv3.weight"] * plain[:, None, None, None]
-    out["synthesis.conv1.weight"] = out["synthesis.conv1.weight"] / plain[None, :, None, None]
-    if model.details is not None:
-        out["details.analysis.weight"] = model.details.analysis.weight * details[:, None, None, None]
-        out["details.synthesis.weight"] = model.details.synthesis.weight / details[None, :, None, None]
+    unit = model.log_unit.exp()
+    out["analysis.conv3.weight"] = out["analysis.conv3.weight"] * unit[:, None, None, None]
+    out["synthesis.conv1.weight"] = out["synthesis.conv1.weight"] / unit[None, :, None, None]
     return {name: t.detach().cpu().to(torch.float16).contiguous() for name, t in out.items()}
 
 
@@ -83,9 +79,6 @@ def tensors_of(model: RateDistortion, crops: Tensor) -> dict[str, Tensor]:
 def _metadata(model: RateDistortion, config: Config) -> dict[str, Any]:
     """What a model says of itself, apart from where it comes from. The default quality is the middle of the ladder."""
     profile = freeze_hyper.metadata(model) if isinstance(model, HyperModel) else {"profile": "factorized"}
-    if model.details is not None:
-        # The first quality that lies at the rung from which there are details, or beyond it.
-        profile["details_from"] = 1 + math.ceil(model.details_from * (QUALITIES - 1) / max(len(config.lambdas) - 1, 1))
     return {
         **profile,
         "filters": config.filters,
@@ -170,26 +163,19 @@ def weights_to_start_from(path: Path, lambdas: tuple[float, ...], entropy: str =
             out[name] = GDN(1).beta_reparam.init(tensor)
         elif name.endswith(".gamma"):
             out[name] = GDN(1).gamma_reparam.init(tensor[:, :, 0, 0])
-        elif name.startswith(("analysis.", "synthesis.", "details.")):
+        elif name.startswith(("analysis.", "synthesis.")):
             out[name] = tensor
     log_gain = _log_gains(model, path, lambdas)
     goes_on = entropy == "hyperprior" and isinstance(model.entropy, Hyperprior)
-    if model.details is not None and not goes_on:
-        plain = model.latents - model.details.synthesis.in_channels
-        out = {name: t for name, t in out.items() if not name.startswith("details.")}
-        log_gain = log_gain[:, :plain]
     # The unit of a latent is its step in the middle of the ladder; a hyperprior that is taken over knows the latents as they are.
-    unit = torch.zeros(log_gain.shape[1]) if goes_on else log_gain[len(log_gain) // 2]
+    unit = torch.zeros(model.latents) if goes_on else log_gain[len(log_gain) // 2]
     out["log_gain"] = log_gain - unit
     # Weights before and after the quantiser become of one size, as they were in training: for others, its learning rate is wrong.
-    scales = []
-    for before, after in (("analysis.conv3.weight", "synthesis.conv1.weight"), ("details.analysis.weight", "details.synthesis.weight")):
-        if before in out:
-            down, up = out[before], out[after]
-            scale = (down.square().sum(dim=(1, 2, 3)).clamp(min=1e-12) / up.square().sum(dim=(0, 2, 3)).clamp(min=1e-12)).pow(0.25)
-            out[before], out[after] = down / scale[:, None, None, None], up * scale[None, :, None, None]
-            scales.append(scale)
-    out["log_unit"] = unit + torch.cat(scales).log()
+    down, up = out["analysis.conv3.weight"], out["synthesis.conv1.weight"]
+    scale = (down.square().sum(dim=(1, 2, 3)).clamp(min=1e-12) / up.square().sum(dim=(0, 2, 3)).clamp(min=1e-12)).pow(0.25)
+    out["log_unit"] = unit + scale.log()
+    out["analysis.conv3.weight"] = down / scale[:, None, None, None]
+    out["synthesis.conv1.weight"] = up * scale[None, :, None, None]
     if goes_on:
         out |= freeze_hyper.weights(model, load_file(path), torch.from_numpy(_positions(model, path, lambdas)).float())
     elif entropy == "factorized" and isinstance(model.entropy, Factorized):

@@ -180,7 +180,7 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
         bias = at(model.features_bias, position)
         for name, tensor in model.hyper_analysis.state_dict().items():
             # The encoder's network gets latents as they are.
-            scaled = tensor.cpu() * torch.exp2(-spread[: model.plain])[:, None, None] if name == "conv1.weight" else tensor.cpu()
+            scaled = tensor.cpu() * torch.exp2(-spread)[:, None, None] if name == "conv1.weight" else tensor.cpu()
             out[f"hyper_analysis.{name}"] = scaled.to(torch.float16)
     # The four outputs that become a channel's sub-pixels have its places.
     coarse, features = places["hyper_synthesis.conv2"], places["slices.0.features"]
@@ -242,8 +242,7 @@ def weights(model: Model, file: Mapping[str, Tensor], rungs: Tensor) -> dict[str
     out["features_bias"] = at(out["features_bias"], rungs)
     out |= {name: tensor.float() for name, tensor in file.items() if name.startswith("hyper_analysis.")}
     spread = out["log_spread"] = file["spread"].float()
-    plain = spread[: entropy.sizes.plain]
-    out["hyper_analysis.conv1.weight"] = out["hyper_analysis.conv1.weight"] * torch.exp2(plain)[:, None, None]
+    out["hyper_analysis.conv1.weight"] = out["hyper_analysis.conv1.weight"] * torch.exp2(spread)[:, None, None]
     out["log_gain_z"] = -at((file["z_steps"].double() / (1 << STEP_BITS)).log().float(), rungs)
     out |= {f"z_{name}": tensor for name, tensor in density_weights(entropy.z_density).items()}
     out["density.logits"] = _shape_logits(file["shape.grid"], file["shape.cdf"])

@@ -163,30 +163,19 @@ class HyperModel(RateDistortion):
     log_spread: Tensor
 
     def __init__(
-        self,
-        lambdas: Sequence[float],
-        filters: int = 128,
-        latents: int = 192,
-        sizes: Sizes | None = None,
-        thrift: float = 0.0,
-        details_from: float = 0.0,
+        self, lambdas: Sequence[float], filters: int = 128, latents: int = 192, sizes: Sizes | None = None, thrift: float = 0.0
     ) -> None:
-        """`thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded.
-
-        `sizes.details` of the `latents` are coded from λ = `details_from` on.
-        """
+        """`thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded."""
+        super().__init__(lambdas, filters, latents, mixed=True, thrift=thrift)
         sizes = sizes or Sizes()
-        super().__init__(lambdas, filters, latents, mixed=True, thrift=thrift, details=sizes.details)
-        if sum(sizes.slices) != latents or sizes.side > sizes.plain:
+        if sum(sizes.slices) != latents or sizes.side > latents:
             raise ValueError("the slices must add up to the latents, and the side information may not have more channels")
         self.sizes = sizes
-        self.details_from = sum(value < details_from for value in lambdas)
-        """The rung from which details are coded."""
         self.density = Shape()
         self.z_density = Density(sizes.side)
         self.hyper_analysis = nn.Sequential(
             OrderedDict(
-                conv1=nn.Conv2d(sizes.plain, sizes.analysis, 3, padding=1),
+                conv1=nn.Conv2d(latents, sizes.analysis, 3, padding=1),
                 relu1=nn.ReLU(),
                 conv2=nn.Conv2d(sizes.analysis, sizes.analysis, 5, stride=2, padding=2),
                 relu2=nn.ReLU(),
@@ -258,8 +247,7 @@ class HyperModel(RateDistortion):
 
     def side(self, y: Tensor, position: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Bits of the side information per image (B), and features B×H2×h×w of latents B×M×h×w."""
-        plain = slice(0, self.sizes.plain)
-        h = self.hyper_analysis(y[:, plain] * torch.exp2(-self.log_spread[plain])[:, None, None])
+        h = self.hyper_analysis(y * torch.exp2(-self.log_spread)[:, None, None])
         with torch.autocast(y.device.type, enabled=False):
             gain = at(self.log_gain_z, position).exp()[:, :, None, None]
             z = h.float()
@@ -278,53 +266,42 @@ class HyperModel(RateDistortion):
         y = y.contiguous()
         bits_z, features = self.side(y, position, noise)
         gain = self.gain(position)
+        spread = torch.exp2(self.log_spread)[:, None, None]
         savings = self.savings()
-        decoded, bits_y = y[:, :0], torch.zeros_like(bits_z)
-        for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
+        means, octaves, symbols = [], [], []
+        decoded = y[:, :0]
+        for k, part in enumerate(self.slices):
+            start, size, count = self.sizes.starts[k], self.sizes.slices[k], self.sizes.turns_of(k)
             own = slice(start, start + size)
-            given, noisy = (y[:, own], decoded, features, gain[:, own]), None if noise is None else noise[:, own]
-            if start < self.sizes.plain:
-                bits, known = self._code_slice(k, savings, *given, noisy)
-                bits_y = bits_y + bits
-            else:
-                rows, there = self.detailed(position)
-                some_y, before, seen, gains = (t[rows] for t in given)
-                bits, some = self._code_slice(k, savings, some_y, before, seen, gains, None if noisy is None else noisy[rows])
-                bits_y = bits_y.index_add(0, rows, there * bits)
-                known = torch.zeros_like(y[:, own]).index_copy(0, rows, there[:, None, None, None] * some)
+            common = part.common(features, decoded / spread[:start])
+            mean, octave, symbol, known = (torch.zeros_like(y[:, own]) for _ in range(4))
+            for turn in range(count):
+                m, o = part(common, turn, known / spread[own])
+                m, o = m * spread[own], o + self.log_spread[own, None, None]
+                here = torch.from_numpy(mask(count, turn, y.shape[2], y.shape[3])).to(y.device)
+                mean, octave = torch.where(here, m, mean), torch.where(here, o, octave)
+                residual = (y[:, own] - m) * gain[:, own]
+                with torch.no_grad():
+                    nearest = torch.round(residual)
+                    if self.thrift:
+                        level = (o + torch.log2(gain[:, own]) - LOWEST_OCTAVE).nan_to_num_()
+                        table = (level * PER_OCTAVE).round_().clamp_(0, TABLES - 1).long()
+                        saved = savings[table, nearest.abs().nan_to_num().clamp(max=MOST).long()]
+                        nearest = thriftily(residual, nearest, saved, self.thrift)
+                # Straight through.
+                known = torch.where(here, straight_through(y[:, own] - m, nearest, gain[:, own]) + m, known)
+                symbol = torch.where(here, nearest, symbol)
+            means.append(mean)
+            octaves.append(octave)
+            symbols.append(symbol)
             decoded = torch.cat([decoded, known], dim=1)
-        return bits_y, bits_z, decoded
-
-    def _code_slice(
-        self, k: int, savings: Tensor, y: Tensor, decoded: Tensor, features: Tensor, gain: Tensor, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Bits (B) of a slice's latents y B×S×h×w, and what is decoded of them, after those before it; the gains are B×S×1×1."""
-        part, own, count = self.slices[k], slice(decoded.shape[1], decoded.shape[1] + y.shape[1]), self.sizes.turns_of(k)
-        spread, log_spread = torch.exp2(self.log_spread)[:, None, None], self.log_spread[own, None, None]
-        common = part.common(features, decoded / spread[: own.start])
-        mean, octave, symbol, known = (torch.zeros_like(y) for _ in range(4))
-        for turn in range(count):
-            m, o = part(common, turn, known / spread[own])
-            m, o = m * spread[own], o + log_spread
-            here = torch.from_numpy(mask(count, turn, y.shape[2], y.shape[3])).to(y.device)
-            mean, octave = torch.where(here, m, mean), torch.where(here, o, octave)
-            residual = (y - m) * gain
-            with torch.no_grad():
-                nearest = torch.round(residual)
-                if self.thrift:
-                    level = (o + torch.log2(gain) - LOWEST_OCTAVE).nan_to_num_()
-                    table = (level * PER_OCTAVE).round_().clamp_(0, TABLES - 1).long()
-                    saved = savings[table, nearest.abs().nan_to_num().clamp(max=MOST).long()]
-                    nearest = thriftily(residual, nearest, saved, self.thrift)
-            # Straight through.
-            known = torch.where(here, straight_through(y - m, nearest, gain) + m, known)
-            symbol = torch.where(here, nearest, symbol)
         with torch.autocast(y.device.type, enabled=False):
-            residual = symbol if noise is None else (y - mean) * gain + noise
+            residual = torch.cat(symbols, dim=1) if noise is None else (y - torch.cat(means, dim=1)) * gain + noise
             # log2 σ/Δ, in the range that there are tables for.
-            octave = self.lower_bound(octave + torch.log2(gain))
+            octave = self.lower_bound(torch.cat(octaves, dim=1) + torch.log2(gain))
             step = torch.exp2(-octave.clamp(max=LOWEST_OCTAVE + (TABLES - 1) / PER_OCTAVE))
-            return self.density.bits(residual * step, step).sum(dim=(1, 2, 3)), known
+            bits_y = self.density.bits(residual * step, step).sum(dim=(1, 2, 3))
+        return bits_y, bits_z, decoded
 
 
 def at(rows: Tensor, position: Tensor) -> Tensor:

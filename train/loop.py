@@ -27,7 +27,6 @@ from codec.layout import Sizes
 from train import allocation, data, freeze, initialise
 from train.checkpoint import Interrupted, TrainingError, save_atomically, until_signalled
 from train.config import Config, difference
-from train.details import with_details
 from train.hyper import HyperModel
 from train.objective import PEAK, REFERENCE_LAMBDA, RateDistortion, Rectifier, to_image
 from train.optim import Muon, adam, soap
@@ -53,8 +52,7 @@ def sizes_for(config: Config) -> Sizes:
     """Widths of the hyperprior's networks, in proportion to those of the transforms."""
     n = config.filters
     widths = {"side": max(1, n // 2), "analysis": n, "synthesis": max(1, 3 * n // 4), "features": n, "width": n}
-    fine = min(FINE, len(config.slices)) if 7 in config.turns else 0
-    return Sizes(**widths, slices=config.slices, turns=config.turns, fine=fine, details=config.details)
+    return Sizes(**widths, slices=config.slices, turns=config.turns, fine=min(FINE, len(config.slices)) if 7 in config.turns else 0)
 
 
 def network(config: Config) -> RateDistortion | GaussianVAE:
@@ -63,7 +61,7 @@ def network(config: Config) -> RateDistortion | GaussianVAE:
     if config.objective == "vae":
         return GaussianVAE(config.filters, config.latents, config.prior, gdn)
     if config.entropy == "hyperprior":
-        return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config), config.thrift, config.details_from)
+        return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config), config.thrift)
     mixed = config.quantiser == "mixed"
     return RateDistortion(config.lambdas, config.filters, config.latents, mixed, gdn, config.thrift if mixed else 0.0)
 
@@ -110,10 +108,6 @@ class Trainer:
             known = len(start.get("log_unit", ()))
             if known > config.latents and config.entropy == "factorized" and config.objective == "rd":
                 start = initialise.narrowed(start, network(replace(config, latents=known)), self._some_crops(), config.latents)
-            elif isinstance(model, HyperModel) and config.details and known == model.plain:
-                if "log_spread" not in start:
-                    raise TrainingError("--details: the model to start from must be of profile 2 as well")
-                start = with_details(start, model, to_image(self._one_crop_each()), config.lambdas, config.seed)
             try:
                 model.load_state_dict({**model.state_dict(), **start})
             except RuntimeError as error:

@@ -56,19 +56,15 @@ class RateDistortion(nn.Module):
         mixed: bool = False,
         gdn: transforms.GDNFactory = GDN,
         thrift: float = 0.0,
-        details: int = 0,
     ) -> None:
         """`mixed` puts straight-through rounding in the place of noise for the distortion, but not for the rate.
 
-        `thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded. The last `details` of the
-        latents hold what the synthesis does not show of the others (`codec/transforms.py`), from the rung `details_from` on.
+        `thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded.
         """
         super().__init__()
         self.mixed, self.thrift = mixed, thrift
-        self.plain, self.details_from = latents - details, 0
-        self.analysis = transforms.analysis(filters, self.plain, gdn)
-        self.synthesis = transforms.synthesis(filters, self.plain, gdn)
-        self.details = transforms.Details(details) if details else None
+        self.analysis = transforms.analysis(filters, latents, gdn)
+        self.synthesis = transforms.synthesis(filters, latents, gdn)
         self.density = Density(latents)
         self.log_unit = nn.Parameter(torch.full((latents,), math.log(LATENT_SCALE)))
         # At high rate the best step is proportional to the root of the distortion, so to λ^-½.
@@ -87,34 +83,9 @@ class RateDistortion(nn.Module):
         weight = (position - low)[:, None]
         return torch.lerp(self.log_gain[low], self.log_gain[high], weight).exp()[:, :, None, None]
 
-    def latents(self, x: Tensor, position: Tensor | None = None) -> Tensor:
-        """Latents B×M×h×w, in their units, of images B×3×16h×16w in 0…1; details for those whose position asks for them, or for all."""
-        unit = self.log_unit.exp()[:, None, None]
-        plain = self.analysis(x)
-        if self.details is None:
-            return plain.float() * unit
-        rows = torch.arange(len(x), device=x.device) if position is None else self.detailed(position)[0]
-        with torch.no_grad():
-            missing = x[rows] - self.synthesis(plain[rows]).float()
-        found = self.details.analyse(missing).float()
-        details = found.new_zeros(len(x), *found.shape[1:]).index_copy(0, rows, found)
-        return torch.cat([plain.float(), details], dim=1) * unit
-
-    def detailed(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Which images of a batch have details, and a one for each of them.
-
-        Where none has, it is the first one with a zero: gradients, of processes that train together, must exist.
-        """
-        rows = (position >= self.details_from).nonzero()[:, 0]
-        return (rows, torch.ones_like(rows)) if len(rows) else (rows.new_zeros(1), rows.new_zeros(1))
-
-    def restore(self, decoded: Tensor) -> Tensor:
-        """Images B×3×16h×16w, on about 0…1, of decoded latents B×M×h×w in their units, of which details may be zero."""
-        # Channels last, as the analysis left them: else the products of GDN take three times as long.
-        y = (decoded * (-self.log_unit).exp()[:, None, None]).contiguous(memory_format=torch.channels_last)
-        if self.details is None:
-            return self.synthesis(y).float()
-        return self.synthesis(y[:, : self.plain]).float() + self.details.synthesise(y[:, self.plain :]).float()
+    def latents(self, x: Tensor) -> Tensor:
+        """Latents B×M×h×w, in their units, of images B×3×16h×16w in 0…1."""
+        return self.analysis(x).float() * self.log_unit.exp()[:, None, None]
 
     @torch.no_grad()
     def rounded(self, y: Tensor, gain: Tensor) -> Tensor:
@@ -156,8 +127,10 @@ class RateDistortion(nn.Module):
         in training as well, and the gradient of the identity (Minnen, Singh 2020, section 3.3). Where steps are wide against the latents,
         noise of their width is far from what rounding to zero does, and a network for many rates cannot learn to ignore it.
         """
-        bits_y, bits_z, decoded = self.code(self.latents(x, position), position, noise)
-        restored = self.restore(decoded)
+        bits_y, bits_z, decoded = self.code(self.latents(x), position, noise)
+        # Channels last, as the analysis left them: else the products of GDN take three times as long.
+        plain = (decoded * (-self.log_unit).exp()[:, None, None]).contiguous(memory_format=torch.channels_last)
+        restored = self.synthesis(plain).float()
         return bits_y + bits_z, (restored - x).square().mean(dim=(1, 2, 3)), restored
 
 
