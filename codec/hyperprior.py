@@ -20,7 +20,7 @@ table takes the place of that one: what is coded is rounded thriftily, and not d
 
 In a model file, `limits` are those of z, of ŷ, and of rectified maps; `*.weight` and `*.bias` are integers, and `*.shift` has a number
 for each output. `features_bias`, a row for each quality, adds to the bias of `hyper_synthesis.conv2`, each number to the four outputs that
-become one channel. The profile's first files have none of `limits`, `side_shift` and `context_shift`: `_numbers` says what they mean.
+become one channel. The profile's first files have none of `limits`, `side_shift` and `context_shift`: `codec/hyperfile.py` fills them in.
 
 Turns, after the checkerboard of He et al. 2021: the places of a slice are coded in 1, 2, 4 or 7 of them, as `layout.SQUARES` deals them
 out; within a turn, all places are computed at once. Nearly all that neighbours share is in the first slice, the coarsest channels: its
@@ -45,19 +45,16 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from codec import container, fixedpoint
+from codec import container, fixedpoint, hyperfile
 from codec.coder import PRECISION, Reader, Symbols, Tables, Writer
 from codec.errors import FormatError, ModelError
-from codec.fixedpoint import LIMIT, MAX_SHIFT, Kind, Layer
+from codec.fixedpoint import LIMIT, Kind, Layer
 from codec.frozen import STEP_BITS, FrozenDensity, Integers, integers
+from codec.hyperfile import BITS
 from codec.inference import PRECISIONS
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, places, shapes
 from codec.rounding import LARGEST, Savings, nearest
 
-BITS: Final = 12
-"""The networks give means and logarithms in units of 2⁻¹²."""
-SPREADS: Final = (BITS - STEP_BITS, 10)
-"""Range of the spreads, which are exponents of two."""
 BAND: Final = 2048
 """Positions that the slices' networks work on at a time: few enough for the cache, and for memory with the largest images."""
 MARGIN: Final = 2
@@ -83,22 +80,11 @@ class Hyperprior:
         self.steps = steps
         if sum(sizes.slices) != self.latents:
             raise ValueError("the slices do not add up to the latents")
-        numbers = _numbers(tensors, shapes(self.latents, qualities, sizes))
+        numbers = hyperfile.numbers(tensors, shapes(self.latents, qualities, sizes))
         self.spread, self.log2_steps, self.z_steps = (numbers[name] for name in ("spread", "log2_steps", "z_steps"))
         self.side_shift, self.context_shift = numbers["side_shift"], numbers["context_shift"]
         self.limits = tuple(int(n) for n in numbers["limits"])
         """Of the side information and the latents that the networks see, and of what they rectify."""
-        for name, (lowest, highest) in {
-            "limits": (1, LIMIT),
-            "side_shift": (0, MAX_SHIFT),
-            "context_shift": (0, MAX_SHIFT),
-            "spread": SPREADS,
-            "log2_steps": (-LIMIT, LIMIT),
-            "z_steps": (1, (1 << 31) - 1),
-            "shape.steps": (1, (1 << 31) - 1),
-        }.items():
-            if numbers[name].min() < lowest or numbers[name].max() > highest:
-                raise ValueError(f"{name} is out of range")
         self.shape_steps = numbers["shape.steps"]
         self.z_density = FrozenDensity(*(integers(tensors[f"z_density.{part}"]) for part in ("grid", "scale", "cdf")))
         if len(self.z_density.scale) != sizes.side:
@@ -386,33 +372,6 @@ class Hyperprior:
     def dequantise(self, latents: Symbols, quality: int) -> npt.NDArray[np.float32]:
         """What the synthesis takes."""
         return latents.astype(np.float32) * np.float32(2.0**-STEP_BITS)
-
-
-def _numbers(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> dict[str, Integers]:
-    """The integer tensors of these shapes. Raises ValueError or KeyError when they are not there.
-
-    The first files of this profile have one shift for all outputs of a layer, no `limits`, and maps in units of 2⁻¹² throughout; the
-    features' bias comes after the requantisation, in that unit. What they leave out is filled in here.
-    """
-    first = "limits" not in tensors
-    out: dict[str, Integers] = {}
-    for name, shape in wanted.items():
-        if first and name in ("limits", "side_shift", "context_shift"):
-            continue
-        tensor = tensors[name]
-        if tensor.is_floating_point() or tuple(tensor.shape) != (() if first and name.endswith(".shift") else shape):
-            raise ValueError(f"{name} is not what the sizes ask for")
-        out[name] = np.asarray(tensor.numpy(), dtype=np.int64)
-    if first:
-        for name in [name for name in out if name.endswith(".shift")]:
-            out[name] = np.full(wanted[name], out[name])
-        if abs(out["features_bias"]).max() > LIMIT:
-            raise ValueError("features_bias is out of range")
-        out["late_bias"], out["features_bias"] = out["features_bias"], np.zeros_like(out["features_bias"])
-        out["limits"] = np.full(3, LIMIT, np.int64)
-        out["side_shift"] = np.full(wanted["side_shift"], STEP_BITS - BITS, np.int64)
-        out["context_shift"] = out["spread"] + STEP_BITS - BITS
-    return out
 
 
 def _bands(height: int, pitch: int) -> list[tuple[int, int]]:

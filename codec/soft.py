@@ -18,7 +18,8 @@ from torch import Tensor
 from codec.costs import Costs
 from codec.factorized import Factorized
 from codec.frozen import STEP_BITS
-from codec.hyperprior import BITS, Hyperprior
+from codec.hyperfile import BITS
+from codec.hyperprior import Hyperprior
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, mask
 
 THAWED_BITS: Final = 5

@@ -15,7 +15,7 @@ import torch
 from codec import transforms
 from codec.density import Density, freeze, knot_grid
 from codec.frozen import CDF_BITS, STEP_BITS
-from codec.hyperprior import BITS
+from codec.hyperfile import BITS
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, shapes
 from codec.model import Model, from_bytes, to_bytes
 

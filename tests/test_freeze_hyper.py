@@ -11,7 +11,7 @@ import codec
 from codec import fixedpoint, registry
 from codec import image as images
 from codec import model as models
-from codec.hyperprior import BITS
+from codec.hyperfile import BITS
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, sizes_of
 from codec.model import Model
 from train import freeze, freeze_hyper

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from codec.density import HALF_KNOTS, SPACING, freeze, start_log_mass
 from codec.fixedpoint import LIMIT, MAX_SHIFT
 from codec.frozen import CDF_BITS, STEP_BITS, FrozenDensity
-from codec.hyperprior import BITS, Hyperprior
+from codec.hyperfile import BITS
+from codec.hyperprior import Hyperprior
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES
 from codec.model import Model
 from codec.soft import float_weights

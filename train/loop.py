@@ -17,18 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from compressai.layers import GDN
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from codec.layout import Sizes
 from train import allocation, data, freeze, initialise
 from train.checkpoint import Interrupted, TrainingError, save_atomically, until_signalled
 from train.config import Config, difference
 from train.hyper import HyperModel
-from train.objective import PEAK, REFERENCE_LAMBDA, RateDistortion, Rectifier, to_image
+from train.network import network
+from train.objective import PEAK, REFERENCE_LAMBDA, RateDistortion, to_image
 from train.optim import Muon, adam, soap
 from train.vae import GaussianVAE
 from train.validation import centre_crops, validate
@@ -36,8 +35,6 @@ from train.validation import centre_crops, validate
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
 FITTED = 128
 """Of so many photographs, the symbols are what a frozen hyperprior's tables are fitted to."""
-FINE = 2
-"""Slices of a model with seven turns whose networks are frozen in more than eight bits."""
 
 
 def weights_of(lambdas: Tensor) -> Tensor:
@@ -46,24 +43,6 @@ def weights_of(lambdas: Tensor) -> Tensor:
     The Lagrangian grows about as √λ, and a relative gain should count the same at every rate.
     """
     return (REFERENCE_LAMBDA / lambdas).sqrt() if len(lambdas) > 1 else torch.ones_like(lambdas)
-
-
-def sizes_for(config: Config) -> Sizes:
-    """Widths of the hyperprior's networks, in proportion to those of the transforms."""
-    n = config.filters
-    widths = {"side": max(1, n // 2), "analysis": n, "synthesis": max(1, 3 * n // 4), "features": n, "width": n}
-    return Sizes(**widths, slices=config.slices, turns=config.turns, fine=min(FINE, len(config.slices)) if 7 in config.turns else 0)
-
-
-def network(config: Config) -> RateDistortion | GaussianVAE:
-    """What the configuration describes, untrained; a `GaussianVAE` is called and returns as a `RateDistortion`."""
-    gdn = GDN if config.normalisation == "gdn" else Rectifier
-    if config.objective == "vae":
-        return GaussianVAE(config.filters, config.latents, config.prior, gdn)
-    if config.entropy == "hyperprior":
-        return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config), config.thrift)
-    mixed = config.quantiser == "mixed"
-    return RateDistortion(config.lambdas, config.filters, config.latents, mixed, gdn, config.thrift if mixed else 0.0)
 
 
 class Trainer:
