@@ -13,6 +13,7 @@ In bf16, sums are accumulated in single precision and rounded where a layer ends
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -60,6 +61,16 @@ class Transforms:
         self._down = [(first, a["conv1.bias"].to(self.dtype)), (self._typed(a["conv2.weight"]), a["conv2.bias"].to(self.dtype))]
         self._gdn = [self._norm(a, name) for name in ("gdn1", "gdn2")]
         self._latents = self._typed(a["conv3.weight"])
+        self._take(s)
+
+    def with_synthesis(self, synthesis: dict[str, Tensor]) -> Transforms:
+        """The same analysis with another synthesis."""
+        other = copy.copy(self)
+        other._take({name: tensor.to(self.device) for name, tensor in synthesis.items()})
+        return other
+
+    def _take(self, s: dict[str, Tensor]) -> None:
+        """Lay out the weights of a synthesis."""
         self._up = [
             (self._typed(_sorted(s[f"{name}.weight"], 2)), _sorted(s[f"{name}.bias"], 2).to(self.dtype)) for name in ("conv1", "conv2")
         ]

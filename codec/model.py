@@ -35,6 +35,10 @@ from codec.tiles import Box
 
 Pixels = npt.NDArray[np.uint8]
 FORMAT: Final = "rdae-model-1"
+TILT: Final = "_tilt"
+"""Ends the names of tensors by which the synthesis' weights change from the middle of the ladder to its end."""
+KEPT: Final = 4
+"""Qualities whose synthesis is kept once it was made."""
 FINE_LAMBDA: Final = 0.03
 """Beyond this λ, precision "auto" computes the synthesis in single precision: in bf16 it would cost 0.05 dB at the top of the ladder."""
 
@@ -61,7 +65,10 @@ class Model:
             if shapes != [(filters, filters, 5, 5), (latents, filters, 5, 5)]:
                 raise ValueError("the weights are not of the declared width")
             self.analysis = _filled(transforms.analysis(filters, latents, conv=transforms.Unfilled), tensors, "analysis.")
-            self.synthesis = _filled(transforms.synthesis(filters, latents, conv=transforms.Unfilled), tensors, "synthesis.")
+            plain = {name: t for name, t in tensors.items() if not name.endswith(TILT)}
+            self.synthesis = _filled(transforms.synthesis(filters, latents, conv=transforms.Unfilled), plain, "synthesis.")
+            """In the middle of the ladder; see `synthesis_at`."""
+            self._tilt = _tilt(self.synthesis, tensors)
             self.steps = integers(tensors["steps"])
             """Q×M quantiser steps in units of 2⁻¹⁶, a row for each quality: the reciprocals of the gains."""
             if self.steps.ndim != 2 or not 1 <= len(self.steps) <= 100 or self.steps.shape[1] != latents:
@@ -73,6 +80,7 @@ class Model:
         except (KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
             raise ModelError(f"{name}: not a usable model: {(str(error) or repr(error)).splitlines()[0]}") from error
         self._others: dict[str, Model] = {self.choice: self}
+        self._networks: dict[int | None, inference.Transforms] = {}
 
     def _entropy_model(self, tensors: dict[str, Tensor]) -> Factorized | Hyperprior:
         """How latents become bytes: by the profile that the metadata name."""
@@ -90,6 +98,11 @@ class Model:
         if rungs.ndim != 1 or not len(rungs) or not ((rungs >= 0) & (rungs < 1)).all():
             raise ValueError("thrift is out of range")
         return np.interp(np.linspace(0, 1, self.qualities), np.linspace(0, 1, len(rungs)), rungs)
+
+    @property
+    def tilted(self) -> bool:
+        """Whether the synthesis changes with the quality: see `synthesis_at`."""
+        return bool(self._tilt)
 
     @property
     def qualities(self) -> int:
@@ -119,9 +132,30 @@ class Model:
         """How far analysis and synthesis look beyond a latent's own place, in latents."""
         return tiles.halo(self.analysis, 1 / transforms.STRIDE), tiles.halo(self.synthesis)
 
-    @cached_property
-    def _transforms(self) -> inference.Transforms:
-        return inference.Transforms(self.analysis.state_dict(), self.synthesis.state_dict(), self.precision)
+    def synthesis_at(self, quality: int) -> torch.nn.Sequential:
+        """The synthesis, latents B×M×h×w to B×3×16h×16w on about 0…1, as it is at a quality.
+
+        Of a model that says so, each weight is W + t·T, where t rises evenly from -1 at the first quality to 1 at the last one.
+        """
+        if not self._tilt:
+            return self.synthesis
+        place = 2 * (quality - 1) / max(self.qualities - 1, 1) - 1
+        network = copy.deepcopy(self.synthesis)
+        network.load_state_dict({name: t + place * self._tilt.get(name, 0.0) for name, t in self.synthesis.state_dict().items()})
+        return network
+
+    def _network(self, quality: int | None = None) -> inference.Transforms:
+        """The transforms as they run, with the synthesis of a quality; the analysis is the same at all of them."""
+        if not self._networks:
+            self._networks[None] = inference.Transforms(self.analysis.state_dict(), self.synthesis.state_dict(), self.precision)
+        network = self._networks[None]
+        if quality is None or not self._tilt:
+            return network
+        if quality not in self._networks:
+            if len(self._networks) > KEPT:
+                self._networks = {None: network}
+            self._networks[quality] = network.with_synthesis(self.synthesis_at(quality).state_dict())
+        return self._networks[quality]
 
     def in_precision(self, precision: str) -> Model:
         """The same model with transforms that compute in another precision ("auto": what the processor is best at); all else is shared.
@@ -132,7 +166,7 @@ class Model:
             return self
         if precision not in self._others:
             other = copy.copy(self)
-            other.__dict__.pop("_transforms", None)
+            other._networks = {}
             other.choice, other.precision = precision, inference.check_precision(precision)
             other.entropy = self.entropy.in_precision(other.precision)
             self._others[precision] = other
@@ -155,7 +189,7 @@ class Model:
         window = box.grown(self.halos[0], whole)
         pixels = np.array(tiles.mirrored(image, window * transforms.STRIDE), order="C")
         rows, columns = box.seen_from(window).slices
-        return np.asarray(self._transforms.analyse(torch.from_numpy(pixels), rows, columns).numpy())
+        return np.asarray(self._network().analyse(torch.from_numpy(pixels), rows, columns).numpy())
 
     def analyse(self, image: Pixels) -> npt.NDArray[np.float32]:
         """Latents M×h×w before quantisation, of a whole image H×W×3 uint8."""
@@ -180,7 +214,7 @@ class Model:
         # Where steps are fine, rounding to bf16 would cost the picture more than hundredths of a decibel.
         exact = self.choice == "auto" and self.precision != "fp32" and self.lambda_at(quality) > FINE_LAMBDA
         owner = self.in_precision("fp32") if exact else self
-        return np.asarray(owner._transforms.synthesise(torch.from_numpy(y), *inner.slices, grey).numpy())
+        return np.asarray(owner._network(quality).synthesise(torch.from_numpy(y), *inner.slices, grey).numpy())
 
     def synthesise(self, symbols: Symbols, quality: int, height: int, width: int) -> Pixels:
         """The image height×width×3 uint8 of decoded latents M×h×w."""
@@ -210,6 +244,16 @@ class Model:
         Raises an `RdaeError` that names what is wrong with it.
         """
         return decoder.decode(self, container.read(data)).array
+
+
+def _tilt(synthesis: torch.nn.Sequential, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the weights of a synthesis change by from the middle of the ladder to its end, by their names; empty where they do not."""
+    prefix, state = "synthesis.", synthesis.state_dict()
+    tilt = {name.removeprefix(prefix).removesuffix(TILT): t.float() for name, t in tensors.items() if name.endswith(TILT)}
+    for name, t in tilt.items():
+        if name not in state or t.shape != state[name].shape or "gdn" in name or not torch.isfinite(t.sum()):
+            raise ValueError(f"what {name!r} changes by is of another shape, or not finite")
+    return tilt
 
 
 def _filled(module: torch.nn.Sequential, tensors: dict[str, Tensor], prefix: str) -> torch.nn.Sequential:

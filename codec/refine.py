@@ -44,14 +44,14 @@ def gradients() -> Iterator[None]:
         yield
 
 
-def synthesiser(model: Model) -> Synthesis:
-    """The synthesis with gradients: latents 1×M×h×w to pixels 1×3×16h×16w on 0…255, which may leave that range a little.
+def synthesiser(model: Model, quality: int) -> Synthesis:
+    """The synthesis of a quality with gradients: latents 1×M×h×w to pixels 1×3×16h×16w on 0…255, which may leave that range a little.
 
     It computes in the model's precision, so that bf16 halves the time where the processor has it.
     """
     precision = PRECISIONS[model.precision]
-    network = copy.deepcopy(model.synthesis[:-1]).to(precision).to(memory_format=torch.channels_last)
-    centre = model.synthesis[-1]
+    synthesis = copy.deepcopy(model.synthesis_at(quality))
+    network, centre = synthesis[:-1].to(precision).to(memory_format=torch.channels_last), synthesis[-1]
     return lambda y: 255 * centre(network(y.to(precision, memory_format=torch.channels_last)).float())
 
 

@@ -65,12 +65,18 @@ class Search:
         # Latents around a window that are searched with it and then dropped; side information has one position to 4×4.
         self._margin = 4 * -(-model.halos[1] // 4)
         self._whole = Box(0, 0, *tiles.latents_of(*pixels.shape[:2]))
-        self._synthesise = refine.synthesiser(model)
+        self._shows: dict[int, refine.Synthesis] = {}
         self._soft: dict[int, SoftFactorized | SoftHyperprior] = {}
 
     def steps(self, box: Box) -> int:
         """How many gradient steps a tile takes."""
         return self._iterations * sum(map(len, tiles.grid(box.height, box.width, tiles.WINDOW)))
+
+    def _synthesis(self, quality: int) -> refine.Synthesis:
+        """The synthesis of a quality, made once."""
+        if quality not in self._shows:
+            self._shows[quality] = refine.synthesiser(self._model, quality)
+        return self._shows[quality]
 
     def _entropy(self, quality: int) -> SoftFactorized | SoftHyperprior:
         if quality not in self._soft:
@@ -134,7 +140,7 @@ class Search:
                 None if sides is None else sides[None, :, coarse.slices[0], coarse.slices[1]],
                 soft,
                 self._scene(frame, place, around[:, frame.seen_from(context).slices[0], frame.seen_from(context).slices[1]]),
-                self._synthesise,
+                self._synthesis(quality),
                 weight,
                 self._iterations,
                 self._tick,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from codec import transforms
 from codec.density import Density, freeze, knot_grid
@@ -53,6 +54,15 @@ def tiny_model_bytes(filters: int = 8, latents: int = 12, steps: tuple[float, ..
     tensors |= {f"density.{part}": tensor for part, tensor in random_density(latents).items()}
     tensors["steps"] = frozen_steps(steps, latents)
     return to_bytes(tensors, {"filters": filters, "latents": latents, "lambdas": [0.013], "default_quality": 2})
+
+
+def tiny_tilted_bytes(filters: int = 8, latents: int = 12, size: float = 0.05, **changed: torch.Tensor) -> bytes:
+    """The file of an untrained model of three qualities whose synthesis changes with them, with some tensors exchanged."""
+    tensors, generator = load(tiny_model_bytes(filters, latents)), torch.Generator().manual_seed(3)
+    for name in sorted(name for name in tensors if name.startswith("synthesis.conv")):
+        tensors[f"{name}_tilt"] = (size * torch.randn(tensors[name].shape, generator=generator)).to(torch.float16)
+    about = {"filters": filters, "latents": latents, "lambdas": [0.0018, 0.013, 0.0932], "default_quality": 2}
+    return to_bytes({**tensors, **changed}, about)
 
 
 TINY_SIZES = Sizes(side=4, analysis=6, synthesis=5, features=7, slices=(2, 4, 3, 3), width=9, turns=(7, 4, 2, 1), fine=2)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from conftest import SAMPLES, tiny_hyper_bytes, tiny_model_bytes
+from conftest import SAMPLES, tiny_hyper_bytes, tiny_model_bytes, tiny_tilted_bytes
 
 import codec
 from codec import coder, container, decoder
@@ -129,6 +129,11 @@ def main() -> None:
     write("bytes-photograph", eight, Picture(small), 2)
     if not (GOLDEN / "bytes-escapes.rdae").exists():
         keep("bytes-escapes", eight, hyper_escapes(eight))
+    # A synthesis that changes with the quality.
+    tilted_file = GOLDEN / "tilted.safetensors"
+    if not tilted_file.exists():
+        tilted_file.write_bytes(tiny_tilted_bytes())
+    write("tilted-photograph", from_bytes(tilted_file.read_bytes(), "tilted"), Picture(small), 3)
     for name in () if "--tiny" in sys.argv[1:] else codec.models():
         write(name, codec.load(name), Picture(chelsea), codec.load(name).default_quality)
 

@@ -39,7 +39,7 @@ def test_a_stopwatch_puts_functions_back(tiny_model: Model) -> None:
     from codec import coder
 
     before = coder.encode
-    network = tiny_model._transforms
+    network = tiny_model._network()
     with stopwatch({"a": ((coder, "encode"),), "b": ((network, "analyse"),), "c": ((tiny_model.entropy, "quantise"),)}) as spent:
         tiny_model.encode(np.zeros((40, 40, 3), np.uint8))
         assert coder.encode is not before

@@ -25,7 +25,7 @@ NAMES = sorted(p.stem for p in GOLDEN.glob("*.rdae"))
 
 def model_of(name: str) -> Model:
     untrained = name.partition("-")[0]
-    if untrained in ("tiny", "hyper", "bytes"):
+    if untrained in ("tiny", "hyper", "bytes", "tilted"):
         return from_bytes((GOLDEN / f"{untrained}.safetensors").read_bytes(), name)
     return codec.load(name if name in codec.models() else FORMER / f"{name}.safetensors")
 
@@ -49,7 +49,7 @@ def test_every_shipped_model_has_a_golden_file() -> None:
 
 def test_every_kind_of_stream_has_a_golden_file() -> None:
     kinds = ("photograph", "escapes", "one-pixel", "tiled", "grey", "grey-alpha-tiled", "alpha", "opaque", "metadata")
-    assert {f"tiny-{kind}" for kind in kinds} <= set(NAMES)
+    assert {f"tiny-{kind}" for kind in kinds} | {"tilted-photograph"} <= set(NAMES)
 
 
 def test_every_kind_of_stream_of_the_second_profile_has_a_golden_file() -> None:

@@ -13,7 +13,7 @@ import codec
 from codec import image as images
 from train.config import Config
 from train.loop import LAST, MODEL, Trainer
-from train.objective import RateDistortion
+from train.objective import RateDistortion, balanced
 
 
 def test_rounding_and_noise_are_both_unbiased_on_a_smooth_model() -> None:
@@ -38,6 +38,15 @@ def test_mixed_quantiser_has_the_rate_of_noise_and_the_distortion_of_rounding() 
     mse.sum().backward()
     assert float(mixed.analysis.conv1.weight.grad.abs().max()) > 0
     assert not torch.equal(mse, noisy(x, position, noise)[1])
+
+
+def test_balanced_images_count_alike() -> None:
+    """Whatever the size of a loss, a per cent less of it is worth as much; but for losses near zero."""
+    scale = torch.ones(4, requires_grad=True)
+    losses = torch.tensor([30.0, 2.0, 0.5, 0.01])
+    for power, expected in ((0.0, losses.tolist()), (1.0, [1, 1, 1, 0.1]), (0.5, [30**0.5, 2**0.5, 0.5**0.5, 0.01 / 0.1**0.5])):
+        (gradient,) = torch.autograd.grad(balanced(scale * losses, power).sum(), scale)
+        assert gradient.tolist() == pytest.approx(expected)
 
 
 def test_gains_interpolate_geometrically() -> None:

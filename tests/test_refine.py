@@ -34,7 +34,7 @@ def test_soft_rounding_has_a_gradient() -> None:
 
 def test_the_synthesis_with_gradients_is_the_synthesis(tiny_model: Model, photograph: np.ndarray) -> None:
     y = tiny_model.analyse(photograph[:64, :96])
-    shown = refine.synthesiser(tiny_model)(torch.from_numpy(y)[None])[0].permute(1, 2, 0)
+    shown = refine.synthesiser(tiny_model, 2)(torch.from_numpy(y)[None])[0].permute(1, 2, 0)
     exact = tiny_model.restore_window(y, 2, Box(0, 0, 4, 6))
     np.testing.assert_allclose(shown.round().clamp(0, 255).numpy(), exact, atol=1)
 
@@ -49,7 +49,7 @@ def test_a_scene_s_distortion(tiny_model: Model, photograph: np.ndarray, grey: b
     pixels = torch.from_numpy(np.atleast_3d(original).astype(np.float32)).permute(2, 0, 1)[None]
     scene = refine.Scene(pixels, weight, torch.from_numpy(around)[None], slice(1, 3), slice(0, 4))
     decoded = np.round(around[:, 1:3, :4])
-    found = float(scene.distortion(torch.from_numpy(decoded)[None], refine.synthesiser(tiny_model)))
+    found = float(scene.distortion(torch.from_numpy(decoded)[None], refine.synthesiser(tiny_model, 2)))
     around[:, 1:3, :4] = decoded
     shown = tiny_model.restore_window(around, 2, Box(0, 0, 5, 6), grey).astype(float)
     error = ((shown - original) ** 2)[16:48, 5:70]
@@ -60,7 +60,7 @@ def test_refined_latents_lower_the_objective_once_they_are_rounded(tiny_model: M
     y = torch.from_numpy(tiny_model.analyse(photograph[:64, :64]))[None]
     pixels = torch.from_numpy(photograph[:64, :64].astype(np.float32)).permute(2, 0, 1)[None]
     scene = refine.Scene(pixels, torch.ones(1, 1, 64, 64), y, slice(0, 4), slice(0, 4))
-    soft, synthesise, ticks = SoftFactorized(tiny_model.entropy, 1), refine.synthesiser(tiny_model), []
+    soft, synthesise, ticks = SoftFactorized(tiny_model.entropy, 1), refine.synthesiser(tiny_model, 2), []
 
     def objective(latents: torch.Tensor) -> float:
         with torch.no_grad():

@@ -100,8 +100,9 @@ def macs_per_pixel(network: nn.Module, x: Tensor, pixels: int) -> float:
 def rdae(model: Model, precision: str, device: str) -> Contender:
     """Our own codec, with arrays in memory and no threads but torch's."""
     model = copy.copy(model.in_precision(precision))
-    model.__dict__["_transforms"] = inference.Transforms(model.analysis.state_dict(), model.synthesis.state_dict(), precision, device)
-    network = model._transforms
+    synthesis = model.synthesis_at(model.default_quality)
+    network = inference.Transforms(model.analysis.state_dict(), synthesis.state_dict(), precision, device)
+    model._networks = {None: network, model.default_quality: network}
     # The second profile quantises as it codes.
     entropy = model.entropy
     coding: dict[str, tuple[Call, ...]] = {"entropy coding": ((entropy, "encode"), (entropy, "decode"))}

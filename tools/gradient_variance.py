@@ -49,7 +49,7 @@ class Loss:
         self._x = rungs.to_tensor(block).float() / 255
         self._density = rungs.density_of(rung.model)
         self._step, self._rung = rung.step[None], rung
-        self._synthesis = rung.model.synthesis
+        self._synthesis = rung.synthesis
 
     def __call__(self, z: Tensor) -> Tensor:
         """B values of f for latents B×M, in quantiser steps; differentiable."""

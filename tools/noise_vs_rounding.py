@@ -89,8 +89,9 @@ def one_at_a_time(rung: Rung, images: Sequence[Pixels], generator: torch.Generat
 @torch.inference_mode()
 def _changes(rung: Rung, n: Tensor, disturbed: Tensor, batch: int = 16) -> Floats:
     """Mean squared change of the pixels on 0…255 for each of B×M×h×w latents."""
-    exact = rung.model.synthesis((n * rung.step).float()[None])
-    parts = [rung.model.synthesis((some * rung.step).float()) - exact for some in disturbed.split(batch)]
+    synthesis = rung.synthesis
+    exact = synthesis((n * rung.step).float()[None])
+    parts = [synthesis((some * rung.step).float()) - exact for some in disturbed.split(batch)]
     return np.asarray(255**2 * torch.cat([p.double().square().mean(dim=(1, 2, 3)) for p in parts]).numpy())
 
 

@@ -64,6 +64,11 @@ class Rung:
         return self.model.name + (f", quality {self.quality}" if self.model.qualities > 1 else "")
 
     @property
+    def synthesis(self) -> torch.nn.Sequential:
+        """As it is at this quality."""
+        return self.model.synthesis_at(self.quality)
+
+    @property
     def step(self) -> Tensor:
         """Quantiser steps Δ, M×1×1, float64."""
         return torch.from_numpy(self.model.steps[self.quality - 1] / (1 << STEP_BITS))[:, None, None]
@@ -95,7 +100,7 @@ class Rung:
         for box in itertools.chain(*tiles.grid(whole.height, whole.width, tiles.WINDOW)):
             window = box.grown(self.model.halos[1], whole)
             seen, inner, place = window.slices, (box.seen_from(window) * STRIDE).slices, (box * STRIDE).slices
-            x = self.model.synthesis(y[None, :, seen[0], seen[1]].contiguous(memory_format=torch.channels_last))[0]
+            x = self.synthesis(y[None, :, seen[0], seen[1]].contiguous(memory_format=torch.channels_last))[0]
             out[:, place[0], place[1]] = 255 * x[:, inner[0], inner[1]]
         return out[:, :height, :width]
 

@@ -102,7 +102,7 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
                 fabric = _fabric(config)
                 resumes = (out / LAST).exists()
                 begins = start_file and not resumes
-                start = freeze.weights_to_start_from(start_file, config.lambdas, config.entropy) if begins else None
+                start = freeze.weights_to_start_from(start_file, config.lambdas, config.entropy, config.tilted) if begins else None
                 trainer = Trainer(config, out, fabric, start)
                 if resumes:
                     trainer.restore()

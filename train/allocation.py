@@ -29,20 +29,21 @@ SAMPLES = 4096
 """Latents of each channel that rates and errors are averaged over."""
 
 
-def sensitivity(model: RateDistortion, y: Tensor, generator: torch.Generator) -> Tensor:
+def sensitivity(model: RateDistortion, y: Tensor, generator: torch.Generator, rung: float = 0.0) -> Tensor:
     """Squared pixel values (on 0…1, summed over all pixels) for a squared unit of error in each latent B×M×h×w, about its value.
+
+    It is that of the synthesis at a place on the ladder, which makes a difference only where the synthesis changes with the rate.
 
     That is the squared length of each column of the synthesis' Jacobian, J: the mean of (Jᵀv)² over random v of unit variance.
     """
     total = torch.zeros_like(y)
-    unit = model.log_unit.detach().exp()[:, None, None]
     for _ in range(PROBES):
-        at = (y / unit).requires_grad_()
+        at = y.detach().requires_grad_()
         with torch.enable_grad():
-            x = model.synthesis(at).float()
+            x = model.show(at, torch.full((len(y),), rung, device=y.device))
             v = torch.randn(x.shape, generator=generator).to(x)
             (answer,) = torch.autograd.grad((x * v).sum(), at)
-        total += (answer / unit).square()
+        total += answer.square()
     return total / PROBES
 
 
@@ -53,15 +54,15 @@ def log_gains(model: RateDistortion, images: Tensor, lambdas: Sequence[float], s
     They rise with λ in every channel: a channel's error falls with its gain and its rate rises.
     """
     generator = torch.Generator().manual_seed(seed)
-    unit = model.log_unit.exp()[:, None, None]
-    latents, weights = [], []
-    for x in images.split(BATCH):
-        y = model.analysis(x).float() * unit
-        latents.append(y)
-        weights.append(sensitivity(model, y, generator))
-    y, weight = (torch.cat(t).transpose(0, 1).flatten(1) for t in (latents, weights))
+    batches = [model.latents(x) for x in images.split(BATCH)]
+    y = torch.cat(batches).transpose(0, 1).flatten(1)
     some = torch.randperm(y.shape[1], generator=generator)[:SAMPLES].to(y.device)
-    y, weight = y[:, some], weight[:, some]
+    y = y[:, some]
+    # A synthesis that changes with the rate does so evenly: three places on the ladder tell of all.
+    places = [0.0, (len(lambdas) - 1) / 2, len(lambdas) - 1.0] if model.tilted else [0.0]
+    weights = [
+        torch.cat([sensitivity(model, y, generator, place) for y in batches]).transpose(0, 1).flatten(1)[:, some] for place in places
+    ]
     first, last, count = LOG_GAINS
     candidates = torch.linspace(first, last, count)
     rates, errors = [], []
@@ -69,11 +70,16 @@ def log_gains(model: RateDistortion, images: Tensor, lambdas: Sequence[float], s
         gain = torch.full((1, len(y), 1), math.exp(candidate), device=y.device)
         restored = model.rounded(y[None], gain)[0] / gain[0]
         rates.append(model.density.bits(restored[None], 1 / gain)[0].mean(dim=1))
-        errors.append(((restored - y).square() * weight).mean(dim=1))
-    rate, error = torch.stack(rates), torch.stack(errors)
-    # A latent answers for 16×16 pixels of three colours; the mean squared error is over colours as well.
-    best = [(rate + value * 255**2 / 3 * error).argmin(dim=0).cpu() for value in lambdas]
-    return candidates[torch.stack(best)].to(y.device)
+        errors.append(torch.stack([((restored - y).square() * weight).mean(dim=1) for weight in weights]))
+    rate, error = torch.stack(rates), torch.stack(errors, dim=1)
+    best = []
+    for rung, value in enumerate(lambdas):
+        here = rung / max(len(lambdas) - 1, 1) * (len(weights) - 1)
+        low = min(int(here), max(len(weights) - 2, 0))
+        between = torch.lerp(error[low], error[min(low + 1, len(weights) - 1)], here - low)
+        # A latent answers for 16×16 pixels of three colours; the mean squared error is over colours as well.
+        best.append((rate + value * 255**2 / 3 * between).argmin(dim=0).cpu())
+    return candidates[torch.stack(best).cummax(dim=0).values].to(y.device)
 
 
 @torch.no_grad()
@@ -84,7 +90,6 @@ def high_resolution_log_gains(model: RateDistortion, images: Tensor, lambdas: Se
     error grows by S Δ dΔ / 6. Where latents are smaller than that, such a model spends next to nothing on them anyway.
     """
     generator = torch.Generator().manual_seed(seed)
-    unit = model.log_unit.exp()[:, None, None]
-    answers = [sensitivity(model, model.analysis(x).float() * unit, generator).mean(dim=(0, 2, 3)) for x in images.split(BATCH)]
+    answers = [sensitivity(model, model.latents(x), generator).mean(dim=(0, 2, 3)) for x in images.split(BATCH)]
     answer = torch.stack(answers).mean(dim=0)
     return torch.stack([0.5 * torch.log(value * 255**2 / 3 * math.log(2) / 6 * answer) for value in lambdas])

@@ -67,6 +67,10 @@ class Config:
     thrift: float = _option(
         0.05, "with --quantiser mixed: how much squared error, in squared steps, a saved bit is worth when a latent is rounded; 0: none"
     )
+    tilted: bool = _option(False, "let the synthesis change with the rate: its convolutions go evenly from one set of weights to another")
+    balance: float = _option(
+        0.0, "how far images of small loss count as much as busy ones: each loss is divided by its own size to this power, at most 1"
+    )
     distortion: str = _option(
         "mse", "what λ multiplies: mean square or mean size of errors on 0…255, or 1 - MS-SSIM", choices=("mse", "l1", "ms-ssim")
     )
@@ -116,10 +120,14 @@ class Config:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be a positive number")
         if self.init == "klt" and not self.codes:
             raise ConfigError("--init: klt suits neither ReLU nor a variational autoencoder; orthogonal does")
+        if self.tilted and (self.objective != "rd" or len(self.lambdas) < 2):
+            raise ConfigError("--tilted: needs --objective rd and more than one λ (--variable-rate)")
         if self.keep_gains and self.objective != "rd":
             raise ConfigError("--keep-gains: a variational autoencoder has none")
         if not 0 <= self.thrift < 1:
             raise ConfigError("--thrift: lies in 0…1, without 1")
+        if not 0 <= self.balance <= 1:
+            raise ConfigError("--balance: lies in 0…1")
         if not 0 <= self.ema < 1:
             raise ConfigError("--ema: lies in 0…1, without 1")
         if (

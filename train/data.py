@@ -139,10 +139,14 @@ def batches(
     crop: int,
     latents: int,
     rates: int,
+    alike: int = 1,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of steps first…last-1, made one ahead in a thread. `size` counts all processes' crops together."""
+    """Batches of steps first…last-1, made one ahead in a thread. `size` counts all processes' crops together.
+
+    So many crops as `alike` says have the same place on the ladder.
+    """
 
     def make(step: int) -> Batch:
         crops, position, noise = [], [], []
@@ -150,7 +154,8 @@ def batches(
             rng = np.random.default_rng((seed, step, index))
             crops.append(photographs.crop(crop, rng))
             # Stratified over the ladder, so that every batch sees low and high rates.
-            position.append((index + rng.random()) / size * (rates - 1))
+            shared = np.random.default_rng((seed, step, size + index // alike)) if alike > 1 else rng
+            position.append((index // alike + shared.random()) / -(-size // alike) * (rates - 1))
             noise.append(rng.random((latents, crop // 16, crop // 16), dtype=np.float32) - np.float32(0.5))
         return Batch(np.stack(crops), np.asarray(position, np.float32), np.stack(noise))
 

@@ -20,11 +20,11 @@ from codec.errors import ModelError
 from codec.factorized import Factorized
 from codec.frozen import STEP_BITS
 from codec.hyperprior import Hyperprior
-from codec.model import Model
+from codec.model import TILT, Model
 from train import freeze_hyper
 from train.config import Config
 from train.hyper import HyperModel, at
-from train.objective import RateDistortion
+from train.objective import RateDistortion, Tilted
 from train.refit import refit
 from train.rounding import best_thrift, rungs_of
 
@@ -47,9 +47,12 @@ def transform_tensors(model: RateDistortion) -> dict[str, Tensor]:
                 out[f"{prefix}.{name}.weight"] = layer.weight
                 if layer.bias is not None:
                     out[f"{prefix}.{name}.bias"] = layer.bias
+            if isinstance(layer, Tilted):
+                out |= {f"{prefix}.{name}.{part}_tilt": getattr(layer, f"{part}_tilt") for part in ("weight", "bias")}
     unit = model.log_unit.exp()
     out["analysis.conv3.weight"] = out["analysis.conv3.weight"] * unit[:, None, None, None]
-    out["synthesis.conv1.weight"] = out["synthesis.conv1.weight"] / unit[None, :, None, None]
+    for name in out.keys() & {"synthesis.conv1.weight", "synthesis.conv1.weight_tilt"}:
+        out[name] = out[name] / unit[None, :, None, None]
     return {name: t.detach().cpu().to(torch.float16).contiguous() for name, t in out.items()}
 
 
@@ -149,11 +152,12 @@ def weights_to_file(model: nn.Module, config: Config, provenance: dict[str, Any]
     temporary.replace(path)
 
 
-def weights_to_start_from(path: Path, lambdas: tuple[float, ...], entropy: str = "factorized") -> dict[str, Tensor]:
+def weights_to_start_from(path: Path, lambdas: tuple[float, ...], entropy: str = "factorized", tilted: bool = False) -> dict[str, Tensor]:
     """Training weights from a frozen model, to begin another model with. Raises `ModelError`.
 
     A model for one λ takes over the steps of the frozen model at that λ, a ladder those at each of its rungs; away from the λ that
-    the frozen model knows, steps go as λ^-½. Of an entropy model of another kind than the one to be trained nothing is taken.
+    the frozen model knows, steps go as λ^-½. Of an entropy model of another kind than the one to be trained nothing is taken. Where the
+    synthesis changes with the rate, it is taken as it is in the middle of these λ, and how it changes about there for a `tilted` one.
     """
     model = codec_model.load(path)
     tensors = {name: t.float() for name, t in load_file(path).items()}
@@ -165,6 +169,13 @@ def weights_to_start_from(path: Path, lambdas: tuple[float, ...], entropy: str =
             out[name] = GDN(1).gamma_reparam.init(tensor[:, :, 0, 0])
         elif name.startswith(("analysis.", "synthesis.")):
             out[name] = tensor
+    if model.tilted:
+        first, last = (2 * place / max(model.qualities - 1, 1) - 1 for place in _positions(model, path, lambdas)[[0, -1]])
+        for name in [name for name in out if name.endswith(TILT)]:
+            tilt = out.pop(name)
+            out[name.removesuffix(TILT)] = out[name.removesuffix(TILT)] + (first + last) / 2 * tilt
+            if tilted:
+                out[name] = (last - first) / 2 * tilt
     log_gain = _log_gains(model, path, lambdas)
     goes_on = entropy == "hyperprior" and isinstance(model.entropy, Hyperprior)
     # The unit of a latent is its step in the middle of the ladder; a hyperprior that is taken over knows the latents as they are.
@@ -175,7 +186,8 @@ def weights_to_start_from(path: Path, lambdas: tuple[float, ...], entropy: str =
     scale = (down.square().sum(dim=(1, 2, 3)).clamp(min=1e-12) / up.square().sum(dim=(0, 2, 3)).clamp(min=1e-12)).pow(0.25)
     out["log_unit"] = unit + scale.log()
     out["analysis.conv3.weight"] = down / scale[:, None, None, None]
-    out["synthesis.conv1.weight"] = up * scale[None, :, None, None]
+    for name in out.keys() & {"synthesis.conv1.weight", "synthesis.conv1.weight_tilt"}:
+        out[name] = out[name] * scale[None, :, None, None]
     if goes_on:
         out |= freeze_hyper.weights(model, load_file(path), torch.from_numpy(_positions(model, path, lambdas)).float())
     elif entropy == "factorized" and isinstance(model.entropy, Factorized):

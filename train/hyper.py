@@ -163,10 +163,16 @@ class HyperModel(RateDistortion):
     log_spread: Tensor
 
     def __init__(
-        self, lambdas: Sequence[float], filters: int = 128, latents: int = 192, sizes: Sizes | None = None, thrift: float = 0.0
+        self,
+        lambdas: Sequence[float],
+        filters: int = 128,
+        latents: int = 192,
+        sizes: Sizes | None = None,
+        thrift: float = 0.0,
+        tilted: bool = False,
     ) -> None:
-        """`thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded."""
-        super().__init__(lambdas, filters, latents, mixed=True, thrift=thrift)
+        """`thrift` and `tilted` are as in `RateDistortion`."""
+        super().__init__(lambdas, filters, latents, mixed=True, thrift=thrift, tilted=tilted)
         sizes = sizes or Sizes()
         if sum(sizes.slices) != latents or sizes.side > latents:
             raise ValueError("the slices must add up to the latents, and the side information may not have more channels")

@@ -27,22 +27,16 @@ from train.checkpoint import Interrupted, TrainingError, save_atomically, until_
 from train.config import Config, difference
 from train.hyper import HyperModel
 from train.network import network
-from train.objective import PEAK, REFERENCE_LAMBDA, RateDistortion, to_image
+from train.objective import PEAK, RateDistortion, balanced, to_image, weights_of
 from train.optim import Muon, adam, soap
 from train.vae import GaussianVAE
 from train.validation import centre_crops, validate
 
 LAST, BEST, MODEL, CURVE, CONFIG = "last.pt", "best.pt", "model.safetensors", "curve.csv", "config.json"
+ALIKE = 4
+"""Crops of a batch that go through a tilted synthesis at the same place on the ladder, so that it is not made for each of them."""
 FITTED = 128
 """Of so many photographs, the symbols are what a frozen hyperprior's tables are fitted to."""
-
-
-def weights_of(lambdas: Tensor) -> Tensor:
-    """Weight of an image's loss among images of other λ.
-
-    The Lagrangian grows about as √λ, and a relative gain should count the same at every rate.
-    """
-    return (REFERENCE_LAMBDA / lambdas).sqrt() if len(lambdas) > 1 else torch.ones_like(lambdas)
 
 
 class Trainer:
@@ -214,7 +208,8 @@ class Trainer:
         last = config.early_steps if self.step < config.early_steps else config.steps
         stream = data.batches(
             self.photographs, seed=config.seed, first=self.step, last=min(last, config.steps), size=config.batch, crop=crop,
-            latents=config.latents, rates=len(config.lambdas), rank=fabric.global_rank, world=fabric.world_size,
+            latents=config.latents, rates=len(config.lambdas), alike=ALIKE if config.tilted else 1,
+            rank=fabric.global_rank, world=fabric.world_size,
         )  # fmt: skip
         recent: list[tuple[float, float, float]] = []
         for batch in stream:
@@ -250,8 +245,8 @@ class Trainer:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
             bits, mse, restored = self.forward(x, position, noise)
         rate = bits / (x.shape[2] * x.shape[3])
-        cost = rate + lambdas * self._distortion(mse, restored, x)
-        loss = (cost * weights_of(lambdas)).mean()
+        cost = (rate + lambdas * self._distortion(mse, restored, x)) * weights_of(lambdas)
+        loss = balanced(cost, config.balance).mean()
         seen = self._seen(loss, rate, mse)
         self.model.zero_grad(set_to_none=True)
         fabric.backward(loss)
@@ -294,7 +289,7 @@ class Trainer:
         """
         x = to_image(torch.from_numpy(batch.crops).to(self.fabric.device))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16-mixed"):
-            restored = self.model.synthesis(self.model.analysis(x)).float()
+            restored = self.model.show(self.model.latents(x), torch.from_numpy(batch.position).to(x.device))
         error = (restored - x).square().mean(dim=(1, 2, 3))
         # Every image counts alike; what is better than 47 dB, less.
         loss = torch.log(error + 2e-5).mean()

@@ -27,6 +27,6 @@ def network(config: Config) -> RateDistortion | GaussianVAE:
     if config.objective == "vae":
         return GaussianVAE(config.filters, config.latents, config.prior, gdn)
     if config.entropy == "hyperprior":
-        return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config), config.thrift)
+        return HyperModel(config.lambdas, config.filters, config.latents, sizes_for(config), config.thrift, config.tilted)
     mixed = config.quantiser == "mixed"
-    return RateDistortion(config.lambdas, config.filters, config.latents, mixed, gdn, config.thrift if mixed else 0.0)
+    return RateDistortion(config.lambdas, config.filters, config.latents, mixed, gdn, config.thrift if mixed else 0.0, config.tilted)

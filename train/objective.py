@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from compressai.layers import GDN
@@ -20,6 +21,8 @@ middling λ are near a sixteenth of that; with the factor outside the convolutio
 PEAK = 255**2
 REFERENCE_LAMBDA = 0.013
 """Weights of the loss are relative to this λ."""
+FLAT = 0.1
+"""Weighted losses below this count no more when images are balanced: there is next to nothing in them."""
 
 
 class Rectifier(nn.ReLU):
@@ -33,9 +36,43 @@ class Rectifier(nn.ReLU):
         return math.sqrt(2) * super().forward(y)
 
 
+def weights_of(lambdas: Tensor) -> Tensor:
+    """Weight of an image's loss among images of other λ.
+
+    The Lagrangian grows about as √λ, and a relative gain should count the same at every rate.
+    """
+    return (REFERENCE_LAMBDA / lambdas).sqrt() if len(lambdas) > 1 else torch.ones_like(lambdas)
+
+
+def balanced(cost: Tensor, power: float) -> Tensor:
+    """Losses of images, each divided by a constant that is its own size to this power.
+
+    Rate and error of a busy crop can be thirty times those of a quiet one, and so can its gradient; PSNR and BD-rate count images alike.
+    At power 1 so does the gradient, which is then that of the mean of the losses' logarithms.
+    """
+    return cost * cost.detach().clamp(min=FLAT).pow(-power) if power else cost
+
+
 def to_image(crops: Tensor) -> Tensor:
     """B×H×W×3 uint8 to B×3×H×W in 0…1, channels last."""
     return crops.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+class Tilted(nn.Conv2d):
+    """A convolution whose weights change with the rate: W + t·T, where t runs from -1 at the first rung to 1 at the last one."""
+
+    place = 0.0
+    """t."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.weight_tilt = nn.Parameter(torch.zeros_like(self.weight))
+        self.bias_tilt = nn.Parameter(torch.zeros(self.out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×h×w to the same convolution's outputs, at this place."""
+        bias = None if self.bias is None else self.bias + self.place * self.bias_tilt
+        return self._conv_forward(x, self.weight + self.place * self.weight_tilt, bias)
 
 
 class RateDistortion(nn.Module):
@@ -56,15 +93,18 @@ class RateDistortion(nn.Module):
         mixed: bool = False,
         gdn: transforms.GDNFactory = GDN,
         thrift: float = 0.0,
+        tilted: bool = False,
     ) -> None:
         """`mixed` puts straight-through rounding in the place of noise for the distortion, but not for the rate.
 
-        `thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded.
+        `thrift` is how much squared error, in squared steps, saving one bit is worth when a latent is rounded. With `tilted`, the
+        synthesis' convolutions change with the rate.
         """
         super().__init__()
         self.mixed, self.thrift = mixed, thrift
         self.analysis = transforms.analysis(filters, latents, gdn)
-        self.synthesis = transforms.synthesis(filters, latents, gdn)
+        self.synthesis = transforms.synthesis(filters, latents, gdn, Tilted if tilted else nn.Conv2d)
+        self.tilted = tilted
         self.density = Density(latents)
         self.log_unit = nn.Parameter(torch.full((latents,), math.log(LATENT_SCALE)))
         # At high rate the best step is proportional to the root of the distortion, so to λ^-½.
@@ -86,6 +126,24 @@ class RateDistortion(nn.Module):
     def latents(self, x: Tensor) -> Tensor:
         """Latents B×M×h×w, in their units, of images B×3×16h×16w in 0…1."""
         return self.analysis(x).float() * self.log_unit.exp()[:, None, None]
+
+    def show(self, y: Tensor, position: Tensor) -> Tensor:
+        """Images B×3×16h×16w of decoded latents B×M×h×w in their units.
+
+        A synthesis that changes with the rate runs once for each run of equal positions.
+        """
+        # Channels last, as the analysis left them: else the products of GDN take three times as long.
+        plain = (y * (-self.log_unit).exp()[:, None, None]).contiguous(memory_format=torch.channels_last)
+        if not self.tilted:
+            return self.synthesis(plain).float()
+        places, counts = torch.unique_consecutive(2 * position / max(len(self.log_gain) - 1, 1) - 1, return_counts=True)
+        shown = []
+        for place, part in zip(places.tolist(), plain.split(counts.tolist()), strict=True):
+            for layer in self.synthesis:
+                if isinstance(layer, Tilted):
+                    layer.place = place
+            shown.append(self.synthesis(part).float())
+        return torch.cat(shown)
 
     @torch.no_grad()
     def rounded(self, y: Tensor, gain: Tensor) -> Tensor:
@@ -128,9 +186,7 @@ class RateDistortion(nn.Module):
         noise of their width is far from what rounding to zero does, and a network for many rates cannot learn to ignore it.
         """
         bits_y, bits_z, decoded = self.code(self.latents(x), position, noise)
-        # Channels last, as the analysis left them: else the products of GDN take three times as long.
-        plain = (decoded * (-self.log_unit).exp()[:, None, None]).contiguous(memory_format=torch.channels_last)
-        restored = self.synthesis(plain).float()
+        restored = self.show(decoded, position)
         return bits_y + bits_z, (restored - x).square().mean(dim=(1, 2, 3)), restored
 
 

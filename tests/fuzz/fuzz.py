@@ -29,7 +29,7 @@ from PIL import Image, UnidentifiedImageError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conftest import SAMPLES, tiny_hyper_bytes, tiny_model_bytes
+from conftest import SAMPLES, tiny_hyper_bytes, tiny_model_bytes, tiny_tilted_bytes
 
 from codec import container, decoder
 from codec import model as models
@@ -60,7 +60,11 @@ class Fuzzer:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.model_bytes = [tiny_model_bytes(filters=4, latents=6), tiny_hyper_bytes(filters=4, sizes=SIZES)]
+        self.model_bytes = [
+            tiny_model_bytes(filters=4, latents=6),
+            tiny_hyper_bytes(filters=4, sizes=SIZES),
+            tiny_tilted_bytes(filters=4, latents=6),
+        ]
         self.models = [models.from_bytes(data, "tiny") for data in self.model_bytes]
         # Pillow finds models by their hashes among those that were loaded.
         models._loaded.update({model.hash: model for model in self.models})
