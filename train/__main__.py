@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError("--variable-rate: not with --objective vae, which has no quantiser")
         else:
             runs = [("variable-rate", config)]
+        if config.behind and (arguments.start_from or not Path(config.behind).is_file()):
+            raise ConfigError("--behind: is the start itself" if arguments.start_from else f"--behind: there is no file {config.behind}")
         if arguments.freeze_now and not arguments.resume:
             raise ConfigError("--freeze-now: needs --resume")
         for name, _ in runs:
@@ -92,7 +94,8 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
     from train.data import DataError
     from train.loop import LAST, MODEL, Trainer
 
-    start_file: Path | None = arguments.start_from
+    behind = runs[0][1].behind
+    start_file: Path | None = Path(behind) if behind else arguments.start_from
     try:
         for name, config in runs:
             out = arguments.out / name
@@ -108,7 +111,7 @@ def _train(arguments: argparse.Namespace, runs: list[tuple[str, Config]]) -> int
                     trainer.restore()
                 path = trainer.freeze() if arguments.freeze_now else trainer.run()
                 print(f"train: {path}: frozen at step {trainer.step}", file=sys.stderr)
-            if not arguments.no_warm_start and config.codes:
+            if not arguments.no_warm_start and config.codes and not behind:
                 start_file = out / MODEL
     except Interrupted as stop:
         print(f"train: {stop}", file=sys.stderr)

@@ -68,6 +68,9 @@ class Config:
         0.05, "with --quantiser mixed: how much squared error, in squared steps, a saved bit is worth when a latent is rounded; 0: none"
     )
     tilted: bool = _option(False, "let the synthesis change with the rate: its convolutions go evenly from one set of weights to another")
+    behind: str = _option(
+        "", "a frozen model: train the synthesis alone, behind its analysis and entropy model, which stay as they are to the bit"
+    )
     balance: float = _option(
         0.0, "how far images of small loss count as much as busy ones: each loss is divided by its own size to this power, at most 1"
     )
@@ -122,6 +125,8 @@ class Config:
             raise ConfigError("--init: klt suits neither ReLU nor a variational autoencoder; orthogonal does")
         if self.tilted and (self.objective != "rd" or len(self.lambdas) < 2):
             raise ConfigError("--tilted: needs --objective rd and more than one λ (--variable-rate)")
+        if self.behind and (self.objective != "rd" or self.quantiser != "mixed" or self.match_steps):
+            raise ConfigError("--behind: needs --objective rd and --quantiser mixed, and has no --match-steps")
         if self.keep_gains and self.objective != "rd":
             raise ConfigError("--keep-gains: a variational autoencoder has none")
         if not 0 <= self.thrift < 1:
@@ -143,12 +148,12 @@ class Config:
     @property
     def allocates(self) -> bool:
         """Whether gains are searched for instead of learned."""
-        return self.quantiser == "mixed" and self.allocate_every > 0 and not self.keep_gains
+        return self.quantiser == "mixed" and self.allocate_every > 0 and not self.keep_gains and not self.behind
 
     @property
     def learns_gains(self) -> bool:
         """Whether gains, and the units of the latents with them, are learned by gradients."""
-        return not (self.allocates or self.keep_gains)
+        return not (self.allocates or self.keep_gains or self.behind)
 
     def allocates_at(self, step: int) -> bool:
         """Whether a step begins with a search for gains.

@@ -133,10 +133,35 @@ def freeze_to_file(
     if "thrift" in metadata:
         metadata["thrift"] = best_thrift(frozen, held_out)
         frozen = Model(tensors, metadata, "0" * 64, "unsaved")
+    metadata |= {"training": {**settings, **provenance}}
+    return _write(frozen, tensors, metadata, held_out, path)
+
+
+def behind_to_file(model: RateDistortion, config: Config, provenance: dict[str, Any], held_out: Tensor, path: Path) -> dict[str, float]:
+    """The frozen model that a synthesis was trained behind, with that synthesis; of all else every bit stays. Raises `ModelError`.
+
+    held_out is N×H×W×3 uint8. Returns what real files of it measure.
+    """
+    source = Path(config.behind)
+    former = codec_model.load(source)
+    tensors, metadata = load_file(source), dict(former.metadata)
+    # Training may have had other units for the latents; the quotient of the steps is that of the units.
+    unit = -model.log_gain[0].double().cpu() - torch.from_numpy(former.steps[0] / (1 << STEP_BITS)).log()
+    for name, t in transform_tensors(model).items():
+        if name.startswith("synthesis."):
+            first = name.startswith("synthesis.conv1.weight")
+            tensors[name] = (t.double() * unit.exp()[None, :, None, None]).to(t.dtype) if first else t
+    settings = {**config.as_dict(), "behind": source.name}
+    settings.pop("data")
+    metadata["training"] = {**settings, **provenance, "former": {"sha256": former.sha256, "training": metadata.get("training")}}
+    return _write(Model(tensors, metadata, "0" * 64, "unsaved"), tensors, metadata, held_out, path)
+
+
+def _write(frozen: Model, tensors: dict[str, Tensor], metadata: dict[str, Any], held_out: Tensor, path: Path) -> dict[str, float]:
+    """Write the file of a frozen model, with what real files of held-out crops measure, which is returned."""
     measured = measure(frozen, held_out, frozen.default_quality)
-    metadata |= {"training": {**settings, **provenance}, "measured_on_held_out_crops": measured}
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(codec_model.to_bytes(tensors, metadata))
+    temporary.write_bytes(codec_model.to_bytes(tensors, {**metadata, "measured_on_held_out_crops": measured}))
     temporary.replace(path)
     return measured
 

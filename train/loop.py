@@ -59,6 +59,9 @@ class Trainer:
             # With steps that are given, finer units would only promise the same as finer steps, and grow without end.
             model.log_gain.requires_grad_(False)
             model.log_unit.requires_grad_(False)
+        if config.behind:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith("synthesis."))
         wrapped = fabric.setup_module(model)
         self.model = model
         self.forward = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
@@ -107,7 +110,8 @@ class Trainer:
     def _optimise(self) -> None:
         """New optimisers, for everything, or for the analysis alone."""
         config, model = self.config, self.model.analysis if self.matching else self.model
-        transforms = model if self.matching else torch.nn.ModuleList([self.model.analysis, self.model.synthesis])
+        parts = [self.model.synthesis] if config.behind else [self.model.analysis, self.model.synthesis]
+        transforms = model if self.matching else torch.nn.ModuleList(parts)
         if config.optimiser == "muon":
             muon = Muon(transforms, config.lr)
             rest = adam(model, [p for p, _ in muon.sources], config.adam_lr, config.density_lr)
@@ -194,7 +198,9 @@ class Trainer:
         """Freeze the weights as they stand. Returns the model file."""
         path = self.out / MODEL
         if self.fabric.is_global_zero:
-            if self.config.codes:
+            if self.config.behind:
+                freeze.behind_to_file(self.mean, self.config, self.provenance(), self.validation, path)
+            elif self.config.codes:
                 freeze.freeze_to_file(self.mean, self.config, self.provenance(), self._one_crop_each(), self.validation, path)
             else:
                 freeze.weights_to_file(self.mean, self.config, self.provenance(), path)
