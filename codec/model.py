@@ -146,16 +146,15 @@ class Model:
 
     def _network(self, quality: int | None = None) -> inference.Transforms:
         """The transforms as they run, with the synthesis of a quality; the analysis is the same at all of them."""
-        if not self._networks:
-            self._networks[None] = inference.Transforms(self.analysis.state_dict(), self.synthesis.state_dict(), self.precision)
-        network = self._networks[None]
-        if quality is None or not self._tilt:
-            return network
-        if quality not in self._networks:
-            if len(self._networks) > KEPT:
-                self._networks = {None: network}
-            self._networks[quality] = network.with_synthesis(self.synthesis_at(quality).state_dict())
-        return self._networks[quality]
+        key = quality if self._tilt else None
+        kept = self._networks
+        if key not in kept:
+            plain = kept.get(None) or inference.Transforms(self.analysis.state_dict(), self.synthesis.state_dict(), self.precision)
+            network = plain if key is None else plain.with_synthesis(self.synthesis_at(key).state_dict())
+            # A new dictionary, as other threads may be reading the old one.
+            few = kept if len(kept) <= KEPT else {}
+            kept = self._networks = {**few, None: plain, key: network}
+        return kept[key]
 
     def in_precision(self, precision: str) -> Model:
         """The same model with transforms that compute in another precision ("auto": what the processor is best at); all else is shared.
