@@ -47,7 +47,7 @@ def weights_of(lambdas: Tensor) -> Tensor:
 def balanced(cost: Tensor, power: float) -> Tensor:
     """Losses of images, each divided by a constant that is its own size to this power.
 
-    Rate and error of a busy crop can be thirty times those of a quiet one, and so can its gradient; PSNR and BD-rate count images alike.
+    The loss of a busy crop can be ten times that of a quiet one, and so can its gradient; PSNR and BD-rate count images alike.
     At power 1 so does the gradient, which is then that of the mean of the losses' logarithms.
     """
     return cost * cost.detach().clamp(min=FLAT).pow(-power) if power else cost
