@@ -56,13 +56,11 @@ def log_gains(model: RateDistortion, images: Tensor, lambdas: Sequence[float], s
     generator = torch.Generator().manual_seed(seed)
     batches = [model.latents(x) for x in images.split(BATCH)]
     y = torch.cat(batches).transpose(0, 1).flatten(1)
-    some = torch.randperm(y.shape[1], generator=generator)[:SAMPLES].to(y.device)
-    y = y[:, some]
     # A synthesis that changes with the rate does so evenly: three places on the ladder tell of all.
     places = [0.0, (len(lambdas) - 1) / 2, len(lambdas) - 1.0] if model.tilted else [0.0]
-    weights = [
-        torch.cat([sensitivity(model, y, generator, place) for y in batches]).transpose(0, 1).flatten(1)[:, some] for place in places
-    ]
+    weights = [torch.cat([sensitivity(model, part, generator, place) for part in batches]).transpose(0, 1).flatten(1) for place in places]
+    some = torch.randperm(y.shape[1], generator=generator)[:SAMPLES].to(y.device)
+    y, weights = y[:, some], [weight[:, some] for weight in weights]
     first, last, count = LOG_GAINS
     candidates = torch.linspace(first, last, count)
     rates, errors = [], []
