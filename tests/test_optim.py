@@ -3,9 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from conftest import SAMPLES
+from lightning.fabric import Fabric
 from test_train import curve, train
 
-from train.loop import LAST, MODEL
+from train.config import Config
+from train.loop import LAST, MODEL, Trainer
 from train.objective import RateDistortion
 from train.optim import soap
 
@@ -45,3 +48,19 @@ def test_soap_sees_phases_as_an_axis_and_moves_the_parameters_themselves() -> No
         (model.synthesis(model.analysis(x)) - x).square().mean().backward()
         optimiser.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, trained, strict=True))
+
+
+def test_soap_trains_the_slices_of_profile_2_too(tmp_path: Path) -> None:
+    config = Config(
+        data=str(SAMPLES), lambdas=(0.01, 0.03), filters=8, latents=12, entropy="hyperprior", slices=(4, 8), quantiser="mixed",
+        optimiser="soap", lr=1e-3, held_out=1, steps=4, batch=2, crop=32, early_steps=0, warmup=0, allocate_every=0,
+    )  # fmt: skip
+    trainer = Trainer(config, tmp_path, Fabric(accelerator="cpu", devices=1))
+    before = {name: p.detach().clone() for name, p in trainer.model.slices.named_parameters()}
+    seen = {view.data_ptr() for view in trainer.optimisers[0].param_groups[0]["params"]}
+    assert all((p.data_ptr() in seen) == (p.dim() == 4) for p in trainer.model.slices.parameters())
+    assert all((p.data_ptr() in seen) == (p.dim() == 4) for p in trainer.model.synthesis.parameters())
+    trainer.run()
+    # The first slice sees side information alone, which starts at zero.
+    moved = [name for name, p in trainer.model.slices.named_parameters() if not torch.equal(p, before[name])]
+    assert {"1.last.weight", "1.context.weight"} <= set(moved)

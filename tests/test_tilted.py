@@ -186,6 +186,18 @@ def test_crops_that_share_a_place_are_neighbours() -> None:
             np.testing.assert_array_equal(part.crops, batch.crops[rank::2])
 
 
+def test_a_ladder_that_leans_draws_the_same_crops_at_higher_places() -> None:
+    photographs = data.Photographs(data.find_photographs(SAMPLES))
+    settings = {"seed": 1, "first": 0, "last": 4, "size": 16, "crop": 16, "latents": 2, "rates": 10}
+    even, leant, back = ([*data.batches(photographs, lean=lean, **settings)] for lean in (1.0, 2.0, 0.5))
+    for one, other, third in zip(even, leant, back, strict=True):
+        np.testing.assert_array_equal(one.crops, other.crops)
+        np.testing.assert_allclose(other.position, 9 * np.sqrt(one.position / 9), rtol=1e-5)
+        np.testing.assert_allclose(third.position, (one.position / 9) ** 2 * 9, rtol=1e-5)
+    # Half of the crops at u² > ½, so above 0.7 of the ladder.
+    assert 0.6 < np.concatenate([batch.position for batch in leant]).mean() / 9 < 0.74
+
+
 def test_a_run_trains_it_and_leaves_a_file(tmp_path: Path) -> None:
     config = Config(
         data=str(SAMPLES), lambdas=LADDER, filters=8, latents=12, quantiser="mixed", tilted=True, held_out=1, steps=6, batch=8, crop=32,

@@ -255,6 +255,8 @@ def test_schedule() -> None:
     assert (config.crop_at(19), config.crop_at(20)) == (128, 256)
     with pytest.raises(ConfigError):
         Config(decay=2).check()
+    with pytest.raises(ConfigError, match="--lean: lies in"):
+        Config(lean=0).check()
     longer = Config(steps=140, match_steps=40, warmup=10, decay=0.5)
     assert [longer.rate_at(step) for step in range(100)] == rates[:100]
     last = [longer.rate_at(step) for step in range(100, 140)]

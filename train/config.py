@@ -74,6 +74,9 @@ class Config:
     balance: float = _option(
         0.0, "how far images of small loss count as much as busy ones: each loss is divided by its own size to this power, at most 1"
     )
+    lean: float = _option(
+        1.0, "how much more often high rates are drawn: crops lie on the ladder at u to the power of 1 / lean, u even in 0…1"
+    )
     distortion: str = _option(
         "mse", "what λ multiplies: mean square or mean size of errors on 0…255, or 1 - MS-SSIM", choices=("mse", "l1", "ms-ssim")
     )
@@ -133,6 +136,8 @@ class Config:
             raise ConfigError("--thrift: lies in 0…1, without 1")
         if not 0 <= self.balance <= 1:
             raise ConfigError("--balance: lies in 0…1")
+        if not 0.25 <= self.lean <= 4:
+            raise ConfigError("--lean: lies in 0.25…4")
         if not 0 <= self.ema < 1:
             raise ConfigError("--ema: lies in 0…1, without 1")
         if (

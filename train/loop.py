@@ -110,7 +110,9 @@ class Trainer:
     def _optimise(self) -> None:
         """New optimisers, for everything, or for the analysis alone."""
         config, model = self.config, self.model.analysis if self.matching else self.model
-        parts = [self.model.synthesis] if config.behind else [self.model.analysis, self.model.synthesis]
+        parts: list[torch.nn.Module] = [self.model.synthesis] if config.behind else [self.model.analysis, self.model.synthesis]
+        if isinstance(self.model, HyperModel) and config.optimiser == "soap" and not config.behind:
+            parts.append(self.model.slices)
         transforms = model if self.matching else torch.nn.ModuleList(parts)
         if config.optimiser == "muon":
             muon = Muon(transforms, config.lr)
@@ -214,7 +216,7 @@ class Trainer:
         last = config.early_steps if self.step < config.early_steps else config.steps
         stream = data.batches(
             self.photographs, seed=config.seed, first=self.step, last=min(last, config.steps), size=config.batch, crop=crop,
-            latents=config.latents, rates=len(config.lambdas), alike=ALIKE if config.tilted else 1,
+            latents=config.latents, rates=len(config.lambdas), alike=ALIKE if config.tilted else 1, lean=config.lean,
             rank=fabric.global_rank, world=fabric.world_size,
         )  # fmt: skip
         recent: list[tuple[float, float, float]] = []
