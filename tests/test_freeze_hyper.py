@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLES
-from safetensors.torch import load_file
 
 import codec
-from codec import fixedpoint, registry
+from codec import fixedpoint
 from codec import image as images
 from codec import model as models
 from codec.hyperfile import BITS
-from codec.hyperprior import Hyperprior
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, sizes_of
 from codec.model import Model
+from tools.integers import thaw
 from train import freeze, freeze_hyper
 from train.config import Config
 from train.freeze import steps_of
@@ -84,12 +83,10 @@ def real() -> tuple[HyperModel, Model]:
     networks that were trained, and ranges of one photograph do not serve it (2.4 % more bits; see the training record).
     """
     file = SAMPLES.parent / "models" / "hyperprior-5.safetensors"
-    metadata = codec.load(file).metadata
-    rungs, sizes = tuple(metadata["lambdas"]), sizes_of(metadata)
-    thawed = HyperModel(rungs, metadata["filters"], metadata["latents"], sizes).requires_grad_(False)
-    thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(file, rungs, "hyperprior")})
-    shape = {"filters": metadata["filters"], "latents": metadata["latents"], "slices": sizes.slices, "turns": sizes.turns}
-    config = Config(lambdas=rungs, quantiser="mixed", thrift=thawed.thrift, **shape)
+    model = codec.load(file)
+    thawed = thaw(model, file)
+    shape = {"filters": model.metadata["filters"], "latents": model.latents, "slices": thawed.sizes.slices, "turns": thawed.sizes.turns}
+    config = Config(lambdas=tuple(model.metadata["lambdas"]), quantiser="mixed", thrift=thawed.thrift, **shape)
     return thawed, freeze.in_memory(thawed, config, crops())
 
 
@@ -104,26 +101,6 @@ def test_a_real_model_loses_little(real: tuple[HyperModel, Model]) -> None:
             floats += sum(float(bits) for bits in thawed.code(y, torch.tensor([position]))[:2])
             integers += sum(model.entropy.bits(y[0].numpy(), quality))
     assert 0.99 < integers / floats < 1.015
-
-
-def test_the_default_model_loses_little() -> None:
-    """The integers of the file itself, against what is thawed from it, on photographs that nothing was measured on."""
-    model = codec.load(None, "fp32")
-    assert isinstance(model.entropy, Hyperprior)
-    path = registry.path_of(None)
-    rungs, sizes = tuple(model.metadata["lambdas"]), sizes_of(model.metadata)
-    thawed = HyperModel(rungs, model.metadata["filters"], model.latents, sizes).requires_grad_(False)
-    thawed.load_state_dict({**thawed.state_dict(), **freeze.weights_to_start_from(path, rungs, "hyperprior")})
-    # With the shape as it was trained, as the floats have it.
-    entropy = Hyperprior({name: t for name, t in load_file(path).items() if name != "shape.fitted"}, model.steps, sizes)
-    floats = integers = 0.0
-    for photograph in ("astronaut", "chelsea"):
-        y = model.analyse(images.read(SAMPLES / f"{photograph}.png")[:288, :448])
-        for quality in (34, 100):
-            position = torch.tensor([(len(rungs) - 1) * (quality - 1) / 99])
-            floats += sum(float(bits) for bits in thawed.code(torch.from_numpy(y)[None], position)[:2])
-            integers += sum(entropy.trial(y, quality, thrifty=False)[0])
-    assert 0.99 < integers / floats < 1.005
 
 
 def test_means_and_scales_follow_the_floats(real: tuple[HyperModel, Model]) -> None:

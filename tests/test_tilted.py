@@ -194,7 +194,7 @@ def test_a_ladder_that_leans_draws_the_same_crops_at_higher_places() -> None:
         np.testing.assert_array_equal(one.crops, other.crops)
         np.testing.assert_allclose(other.position, 9 * np.sqrt(one.position / 9), rtol=1e-5)
         np.testing.assert_allclose(third.position, (one.position / 9) ** 2 * 9, rtol=1e-5)
-    # Half of the crops at u² > ½, so above 0.7 of the ladder.
+    # The mean of √u is two thirds.
     assert 0.6 < np.concatenate([batch.position for batch in leant]).mean() / 9 < 0.74
 
 

@@ -111,6 +111,7 @@ class Trainer:
         """New optimisers, for everything, or for the analysis alone."""
         config, model = self.config, self.model.analysis if self.matching else self.model
         parts: list[torch.nn.Module] = [self.model.synthesis] if config.behind else [self.model.analysis, self.model.synthesis]
+        # Muon has not been tried on the slices' networks.
         if isinstance(self.model, HyperModel) and config.optimiser == "soap" and not config.behind:
             parts.append(self.model.slices)
         transforms = model if self.matching else torch.nn.ModuleList(parts)
