@@ -208,11 +208,15 @@ class Model:
         """The pixels 16h×16w×3 uint8 (grey: 16h×16w) of a box in a window of decoded latents M×H×W that includes the box's halo."""
         return self.restore_window(self.entropy.dequantise(symbols, quality), quality, inner, grey)
 
+    def precision_at(self, quality: int) -> str:
+        """What the synthesis computes in at a quality, fp32 or bf16."""
+        # Where steps are fine, rounding to bf16 would cost the picture more than hundredths of a decibel.
+        return "fp32" if self.choice == "auto" and self.lambda_at(quality) > FINE_LAMBDA else self.precision
+
     def restore_window(self, y: npt.NDArray[np.float32], quality: int, inner: Box, grey: bool = False) -> Pixels:
         """The same of latents that are real numbers."""
-        # Where steps are fine, rounding to bf16 would cost the picture more than hundredths of a decibel.
-        exact = self.choice == "auto" and self.precision != "fp32" and self.lambda_at(quality) > FINE_LAMBDA
-        owner = self.in_precision("fp32") if exact else self
+        precision = self.precision_at(quality)
+        owner = self if precision == self.precision else self.in_precision(precision)
         return np.asarray(owner._network(quality).synthesise(torch.from_numpy(y), *inner.slices, grey).numpy())
 
     def synthesise(self, symbols: Symbols, quality: int, height: int, width: int) -> Pixels:

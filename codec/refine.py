@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from codec.model import Model
 
 FIRST_ALPHA: Final = 3.5
-LAST_ALPHA: Final = 12.0
+LAST_ALPHA: Final = 18.0
 LAST_RATE: Final = 0.05
 """The learning rate falls to this part of what it began with."""
-BETAS: Final = (0.9, 0.99)
+BETAS: Final = (0.8, 0.99)
+NEAR: Final = 0.45
+"""So far from whole numbers, in steps, the latents lie at most that a round starts from."""
 Synthesis = Callable[[Tensor], Tensor]
 
 
@@ -47,9 +49,9 @@ def gradients() -> Iterator[None]:
 def synthesiser(model: Model, quality: int) -> Synthesis:
     """The synthesis of a quality with gradients: latents 1×M×h×w to pixels 1×3×16h×16w on 0…255, which may leave that range a little.
 
-    It computes in the model's precision, so that bf16 halves the time where the processor has it.
+    It computes in the precision that a decoder would, so that bf16 halves the time where the processor has it, and what it loses is known.
     """
-    precision = PRECISIONS[model.precision]
+    precision = PRECISIONS[model.precision_at(quality)]
     synthesis = copy.deepcopy(model.synthesis_at(quality))
     network, centre = synthesis[:-1].to(precision).to(memory_format=torch.channels_last), synthesis[-1]
     return lambda y: 255 * centre(network(y.to(precision, memory_format=torch.channels_last)).float())
@@ -77,6 +79,8 @@ class Scene:
         x = synthesise(y)
         if self.pixels.shape[1] == 1:
             x = (x * torch.tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+        # A decoder clips. Gradients pass, so that what lies beyond the range finds back to pixels that do not.
+        x = x + (x.clamp(0, 255) - x).detach()
         return ((x - self.pixels).square() * self.weight).sum() / self.pixels.shape[1]
 
 
@@ -87,21 +91,49 @@ def refine(
     scene: Scene,
     synthesise: Synthesis,
     weight: float,
-    iterations: int,
+    schedule: tuple[int, int],
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor | None]:
     """Better latents 1×M×h×w and side information (in units of its steps), both still to be rounded.
 
-    They minimise bits + weight · squared error by so many steps of Adam, in units of the quantiser's steps; `tick` is called after each.
+    They minimise bits + weight · squared error. The schedule is a number of rounds, and of steps in each; `tick` is called after each step.
+    A round begins with what the one before it would be rounded to, and the best of them is returned: what lies between two integers tells
+    its neighbours more than will be coded, and the longer a round lasts, the more of what it gains is of that kind.
     """
-    # Few steps must be long ones, and there is little time to forget where the integers are. Nor does it help to forget them for long:
-    # where neighbours give means, what lies between two integers tells them more than will be coded.
-    rate, alpha = min(0.1, entropy.pace / math.sqrt(iterations)), min(5.0, max(FIRST_ALPHA, 36 / iterations))
+    rounds, steps = schedule
+    best = (math.inf, y, side)
+    for _ in range(rounds):
+        y, side = _round(y, side, entropy, scene, synthesise, weight, steps, tick)
+        with torch.no_grad():
+            bits, decoded = entropy(y, side, torch.round)  # type: ignore[arg-type]
+            best = min(best, (float(bits + weight * scene.distortion(decoded, synthesise)), y, side), key=lambda found: found[0])
+            y = decoded + ((y - decoded) / entropy.step).clamp(-NEAR, NEAR) * entropy.step
+            side = None if side is None else torch.round(side) + (side - torch.round(side)).clamp(-NEAR, NEAR)
+    return best[1:]
+
+
+def _round(
+    y: Tensor,
+    side: Tensor | None,
+    entropy: SoftFactorized | SoftHyperprior,
+    scene: Scene,
+    synthesise: Synthesis,
+    weight: float,
+    steps: int,
+    tick: Callable[[], None],
+) -> tuple[Tensor, Tensor | None]:
+    """So many steps of Adam in units of the quantiser's, its second moments being means over a channel.
+
+    In these units all latents of a channel are about as curved, so that each should go by the size of its own gradient: what costs little
+    where it is stays there, while element by element everything would go equally far.
+    """
+    # Few steps must be long ones, and there is little time to forget where the integers are.
+    rate, alpha = min(0.1, entropy.pace / math.sqrt(steps)), min(5.0, max(FIRST_ALPHA, 36 / steps))
     start = [y / entropy.step] + ([] if side is None else [side])
     values = [value.clone().requires_grad_() for value in start]
-    moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
-    for step in range(1, iterations + 1):
-        progress = (step - 1) / iterations
+    moments = [(torch.zeros_like(value), torch.zeros(value.shape[1], 1, 1)) for value in values]
+    for step in range(1, steps + 1):
+        progress = (step - 1) / steps
         relax = soft_rounding(alpha * (LAST_ALPHA / alpha) ** progress)
         bits, decoded = entropy(values[0] * entropy.step, values[1] if side is not None else None, relax)  # type: ignore[arg-type]
         loss = bits + weight * scene.distortion(decoded, synthesise)
@@ -109,11 +141,11 @@ def refine(
         length = rate * max(LAST_RATE, 0.5 + 0.5 * math.cos(math.pi * progress))
         with torch.no_grad():
             for value, gradient, (first, second) in zip(values, gradients, moments, strict=True):
-                # Kingma, Ba 2015, algorithm 1.
+                # Kingma, Ba 2015, algorithm 1, but for the mean.
                 first.lerp_(gradient, 1 - BETAS[0])
-                second.lerp_(gradient.square(), 1 - BETAS[1])
+                second.lerp_(gradient.square().mean(dim=(0, 2, 3), keepdim=True)[0], 1 - BETAS[1])
                 size = (second / (1 - BETAS[1] ** step)).sqrt_().add_(1e-8)
-                value.addcdiv_(first, size, value=-length / (1 - BETAS[0] ** step))
+                value.add_(first / size, alpha=-length / (1 - BETAS[0] ** step))
         tick()
     found = [value.detach() for value in values]
     return found[0] * entropy.step, found[1] if side is not None else None

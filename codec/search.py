@@ -1,7 +1,7 @@
 """The encoder's search for latents that cost less and show more: `--effort`. Neither the stream's format nor its decoder know of it.
 
-An effort is a number of gradient steps (`codec/refine.py`) over the latents of each tile, window by window, so that memory stays bounded.
-In the end, what was found is coded by the exact entropy model and synthesised as a decoder does it, and is kept only if
+An effort is some rounds of gradient steps (`codec/refine.py`) over the latents of each tile, window by window, so that memory stays
+bounded. In the end, what was found is coded by the exact entropy model and synthesised as a decoder does it, and is kept only if
 bits + λ·255²·MSE for each pixel, λ being what the quality was trained for, is below that of the latents as the analysis gives them.
 
 It starts from thriftily rounded latents (`codec/rounding.py`). What those do not know is that errors towards zero add up in the synthesis
@@ -11,6 +11,7 @@ It starts from thriftily rounded latents (`codec/rounding.py`). What those do no
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -30,10 +31,10 @@ from codec.transforms import STRIDE
 if TYPE_CHECKING:
     from codec.model import Model
 
-ITERATIONS: Final = (0, 3, 5, 8, 12, 15, 18, 22, 28, 34)
+SCHEDULES: Final = ((0, 0), (1, 3), (1, 5), (1, 8), (1, 12), (2, 8), (2, 9), (2, 11), (2, 14), (3, 12))
+"""Of each effort, how many rounds it takes, and how many gradient steps there are in each."""
+ITERATIONS: Final = tuple(rounds * steps for rounds, steps in SCHEDULES)
 """Gradient steps of each effort."""
-NEAR: Final = 0.45
-"""So far from whole numbers, in steps, the latents lie at most that a search starts from."""
 Latents = npt.NDArray[np.float32]
 
 
@@ -60,7 +61,7 @@ class Search:
         self._model = model
         self._pixels = pixels
         self._alpha = alpha
-        self._iterations = ITERATIONS[effort]
+        self._schedule = SCHEDULES[effort]
         self._tick = tick
         # Latents around a window that are searched with it and then dropped; side information has one position to 4×4.
         self._margin = 4 * -(-model.halos[1] // 4)
@@ -70,7 +71,7 @@ class Search:
 
     def steps(self, box: Box) -> int:
         """How many gradient steps a tile takes."""
-        return self._iterations * sum(map(len, tiles.grid(box.height, box.width, tiles.WINDOW)))
+        return math.prod(self._schedule) * sum(map(len, tiles.grid(box.height, box.width, tiles.WINDOW)))
 
     def _synthesis(self, quality: int) -> refine.Synthesis:
         """The synthesis of a quality, made once."""
@@ -115,7 +116,7 @@ class Search:
         """Latents near y whose nearest symbols are those that y is thriftily rounded to."""
         entropy = self._model.entropy
         decoded = entropy.dequantise(coded, quality)
-        reach = (NEAR * entropy.steps[quality - 1] / (1 << STEP_BITS)).astype(np.float32)[:, None, None]
+        reach = (refine.NEAR * entropy.steps[quality - 1] / (1 << STEP_BITS)).astype(np.float32)[:, None, None]
         start: Latents = decoded + np.clip(y - decoded, -reach, reach)
         return start
 
@@ -142,7 +143,7 @@ class Search:
                 self._scene(frame, place, around[:, frame.seen_from(context).slices[0], frame.seen_from(context).slices[1]]),
                 self._synthesis(quality),
                 weight,
-                self._iterations,
+                self._schedule,
                 self._tick,
             )
             inner = part.seen_from(seen).slices

@@ -67,7 +67,42 @@ def test_refined_latents_lower_the_objective_once_they_are_rounded(tiny_model: M
             bits, decoded = soft(latents, None, torch.round)
             return float(bits + 0.013 * scene.distortion(decoded, synthesise))
 
-    found, side = refine.refine(y, None, soft, scene, synthesise, 0.013, 12, lambda: ticks.append(1))
+    found, side = refine.refine(y, None, soft, scene, synthesise, 0.013, (1, 12), lambda: ticks.append(1))
     assert objective(found) < objective(y) and side is None and len(ticks) == 12
-    again, _ = refine.refine(y, None, soft, scene, synthesise, 0.013, 12)
+    again, _ = refine.refine(y, None, soft, scene, synthesise, 0.013, (1, 12))
     assert torch.equal(found, again)
+    # The first of several rounds is the same, and none that is worse is returned.
+    further, _ = refine.refine(y, None, soft, scene, synthesise, 0.013, (3, 12), lambda: ticks.append(1))
+    assert objective(further) < objective(found) and len(ticks) == 12 + 36
+
+
+def test_the_best_round_is_kept(tiny_model: Model, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    y = torch.from_numpy(tiny_model.analyse(photograph[:64, :64]))[None]
+    pixels = torch.from_numpy(photograph[:64, :64].astype(np.float32)).permute(2, 0, 1)[None]
+    scene = refine.Scene(pixels, torch.ones(1, 1, 64, 64), y, slice(0, 4), slice(0, 4))
+    soft, synthesise = SoftFactorized(tiny_model.entropy, 1), refine.synthesiser(tiny_model, 2)
+    given, results = [], iter([y * 3, y + 0.1, y * 5])
+
+    def round_(start: torch.Tensor, *rest: object) -> tuple[torch.Tensor, None]:
+        given.append(start)
+        return next(results), None
+
+    monkeypatch.setattr(refine, "_round", round_)
+    assert torch.equal(refine.refine(y, None, soft, scene, synthesise, 0.013, (3, 1))[0], y + 0.1)
+    # A round starts where the one before it would be rounded to, and near that.
+    for start, before in zip(given[1:], (y * 3, y + 0.1), strict=True):
+        assert torch.equal(torch.round(start / soft.step), torch.round(before / soft.step))
+        assert float((start / soft.step - torch.round(start / soft.step)).abs().max()) < refine.NEAR + 1e-4
+
+
+def test_what_a_decoder_clips_is_no_error(tiny_model: Model) -> None:
+    y = torch.zeros(1, tiny_model.latents, 2, 2)
+    white = torch.full((1, 3, 32, 32), 255.0)
+    scene = refine.Scene(white, torch.ones(1, 1, 32, 32), y, slice(0, 2), slice(0, 2))
+    shown = torch.full((1, 3, 32, 32), 300.0, requires_grad=True)
+    assert float(scene.distortion(y, lambda _: shown.detach())) == 0
+    grey = refine.Scene(white - 15, torch.ones(1, 1, 32, 32), y, slice(0, 2), slice(0, 2))
+    error = grey.distortion(y, lambda _: shown)
+    error.backward()
+    # Beyond the range, gradients still say where to go.
+    assert float(error.detach()) == pytest.approx(15**2 * 32 * 32) and float(shown.grad.min()) > 0
