@@ -40,6 +40,24 @@ def test_mixed_quantiser_has_the_rate_of_noise_and_the_distortion_of_rounding() 
     assert not torch.equal(mse, noisy(x, position, noise)[1])
 
 
+def test_errors_are_those_of_what_a_decoder_shows() -> None:
+    """White that is overshot is white; from any other pixel, gradients find back."""
+    torch.manual_seed(0)
+    model = RateDistortion((0.013,), 8, 12, mixed=True)
+    with torch.no_grad():
+        model.synthesis.conv3.bias.fill_(2.0)
+    errors = {}
+    for value in (1.0, 0.9):
+        x = torch.full((1, 3, 32, 32), value)
+        model.zero_grad()
+        _, mse, restored = model(x, torch.zeros(1), torch.zeros(1, 12, 2, 2))
+        mse.sum().backward()
+        errors[value] = float(mse.detach())
+        assert float(restored.detach().max()) <= 1
+        assert (float(model.synthesis.conv3.bias.grad.min()) > 0) == (value < 1)
+    assert errors[1.0] == 0 and errors[0.9] == pytest.approx(0.1**2)
+
+
 def test_balanced_images_count_alike() -> None:
     """Whatever the size of a loss, a per cent less of it is worth as much; but for losses near zero."""
     scale = torch.ones(4, requires_grad=True)

@@ -128,14 +128,14 @@ class RateDistortion(nn.Module):
         return self.analysis(x).float() * self.log_unit.exp()[:, None, None]
 
     def show(self, y: Tensor, position: Tensor) -> Tensor:
-        """Images B×3×16h×16w of decoded latents B×M×h×w in their units.
+        """Images B×3×16h×16w, in 0…1, of decoded latents B×M×h×w in their units.
 
         A synthesis that changes with the rate runs once for each run of equal positions.
         """
         # Channels last, as the analysis left them: else the products of GDN take three times as long.
         plain = (y * (-self.log_unit).exp()[:, None, None]).contiguous(memory_format=torch.channels_last)
         if not self.tilted:
-            return self.synthesis(plain).float()
+            return clipped(self.synthesis(plain).float())
         places, counts = torch.unique_consecutive(2 * position / max(len(self.log_gain) - 1, 1) - 1, return_counts=True)
         shown = []
         for place, part in zip(places.tolist(), plain.split(counts.tolist()), strict=True):
@@ -143,7 +143,7 @@ class RateDistortion(nn.Module):
                 if isinstance(layer, Tilted):
                     layer.place = place
             shown.append(self.synthesis(part).float())
-        return torch.cat(shown)
+        return clipped(torch.cat(shown))
 
     @torch.no_grad()
     def rounded(self, y: Tensor, gain: Tensor) -> Tensor:
@@ -188,6 +188,11 @@ class RateDistortion(nn.Module):
         bits_y, bits_z, decoded = self.code(self.latents(x), position, noise)
         restored = self.show(decoded, position)
         return bits_y + bits_z, (restored - x).square().mean(dim=(1, 2, 3)), restored
+
+
+def clipped(x: Tensor) -> Tensor:
+    """Images as a decoder shows them, within 0…1. The gradient is that of x: what lies beyond finds back to pixels that do not."""
+    return x + (x.clamp(0, 1) - x).detach()
 
 
 def straight_through(y: Tensor, hard: Tensor, gain: Tensor) -> Tensor:
