@@ -9,6 +9,11 @@ which is nearly x for small α and nearly round(x) for a large one. α grows as 
 little by little, each knowing what the rounding of the others did to the picture; errors of rounding come to cancel each other where the
 synthesis adds them up. There is no chance in it: the same image gives the same latents on the same machine; with another number of
 threads, gradients may be added up in another order, and a few latents of thousands then settle elsewhere.
+
+What s_α promises is far more than rounding then gives (20 to 40 % of the bits against 1 to 8 %, in single precision, after one round).
+Tried against that, on crops of held-out photographs, and no better: contexts that see rounded latents with the gradient of the identity,
+noise beside s_α, slices that settle one after the other, straight-through rounding, and flipping single symbols by gradient and
+curvature, of which two in three are good by themselves and many together are not.
 """
 
 from __future__ import annotations
