@@ -42,6 +42,7 @@ BETAS: Final = (0.8, 0.99)
 NEAR: Final = 0.45
 """So far from whole numbers, in steps, the latents lie at most that a round starts from."""
 Synthesis = Callable[[Tensor], Tensor]
+Objective = Callable[[Tensor, Tensor | None, Relax], tuple[Tensor, Tensor]]
 
 
 @contextmanager
@@ -106,26 +107,25 @@ def refine(
     its neighbours more than will be coded, and the longer a round lasts, the more of what it gains is of that kind.
     """
     rounds, steps = schedule
+
+    def objective(y: Tensor, side: Tensor | None, relax: Relax) -> tuple[Tensor, Tensor]:
+        """What is minimised, with a function in the place of rounding, and the decoded latents."""
+        bits, decoded = entropy(y, side, relax)  # type: ignore[arg-type]
+        return bits + weight * scene.distortion(decoded, synthesise), decoded
+
     best = (math.inf, y, side)
     for _ in range(rounds):
-        y, side = _round(y, side, entropy, scene, synthesise, weight, steps, tick)
+        y, side = _round(y, side, objective, entropy.step, entropy.pace, steps, tick)
         with torch.no_grad():
-            bits, decoded = entropy(y, side, torch.round)  # type: ignore[arg-type]
-            best = min(best, (float(bits + weight * scene.distortion(decoded, synthesise)), y, side), key=lambda found: found[0])
+            loss, decoded = objective(y, side, torch.round)
+            best = min(best, (float(loss), y, side), key=lambda found: found[0])
             y = decoded + ((y - decoded) / entropy.step).clamp(-NEAR, NEAR) * entropy.step
             side = None if side is None else torch.round(side) + (side - torch.round(side)).clamp(-NEAR, NEAR)
     return best[1:]
 
 
 def _round(
-    y: Tensor,
-    side: Tensor | None,
-    entropy: SoftFactorized | SoftHyperprior,
-    scene: Scene,
-    synthesise: Synthesis,
-    weight: float,
-    steps: int,
-    tick: Callable[[], None],
+    y: Tensor, side: Tensor | None, objective: Objective, unit: Tensor, pace: float, steps: int, tick: Callable[[], None]
 ) -> tuple[Tensor, Tensor | None]:
     """So many steps of Adam in units of the quantiser's, its second moments being means over a channel.
 
@@ -133,15 +133,14 @@ def _round(
     where it is stays there, while element by element everything would go equally far.
     """
     # Few steps must be long ones, and there is little time to forget where the integers are.
-    rate, alpha = min(0.1, entropy.pace / math.sqrt(steps)), min(5.0, max(FIRST_ALPHA, 36 / steps))
-    start = [y / entropy.step] + ([] if side is None else [side])
+    rate, alpha = min(0.1, pace / math.sqrt(steps)), min(5.0, max(FIRST_ALPHA, 36 / steps))
+    start = [y / unit] + ([] if side is None else [side])
     values = [value.clone().requires_grad_() for value in start]
     moments = [(torch.zeros_like(value), torch.zeros(value.shape[1], 1, 1)) for value in values]
     for step in range(1, steps + 1):
         progress = (step - 1) / steps
         relax = soft_rounding(alpha * (LAST_ALPHA / alpha) ** progress)
-        bits, decoded = entropy(values[0] * entropy.step, values[1] if side is not None else None, relax)  # type: ignore[arg-type]
-        loss = bits + weight * scene.distortion(decoded, synthesise)
+        loss, _ = objective(values[0] * unit, values[1] if side is not None else None, relax)
         gradients = torch.autograd.grad(loss, values)
         length = rate * max(LAST_RATE, 0.5 + 0.5 * math.cos(math.pi * progress))
         with torch.no_grad():
@@ -153,7 +152,7 @@ def _round(
                 value.add_(first / size, alpha=-length / (1 - BETAS[0] ** step))
         tick()
     found = [value.detach() for value in values]
-    return found[0] * entropy.step, found[1] if side is not None else None
+    return found[0] * unit, found[1] if side is not None else None
 
 
 def soft_rounding(alpha: float) -> Relax:

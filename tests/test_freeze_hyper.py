@@ -79,8 +79,8 @@ def test_the_integers_code_as_well_as_the_floats(trained: HyperModel, frozen: Mo
 def real() -> tuple[HyperModel, Model]:
     """The networks of a trained model, thawed, are floating-point networks; and frozen again.
 
-    A model that shipped before: of what is thawed from the present one, rounded once already, some maps grow far beyond those of the
-    networks that were trained, and ranges of one photograph do not serve it (2.4 % more bits; see the training record).
+    A model that shipped before, so that what is asked here does not change with the default: of what was thawed from `hyperprior-6`,
+    rounded once already, some maps grew far beyond those of the networks that were trained (see the training record).
     """
     file = SAMPLES.parent / "models" / "hyperprior-5.safetensors"
     model = codec.load(file)
