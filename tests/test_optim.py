@@ -53,7 +53,7 @@ def test_soap_sees_phases_as_an_axis_and_moves_the_parameters_themselves() -> No
 def test_soap_trains_the_slices_of_profile_2_too(tmp_path: Path) -> None:
     config = Config(
         data=str(SAMPLES), lambdas=(0.01, 0.03), filters=8, latents=12, entropy="hyperprior", slices=(4, 8), quantiser="mixed",
-        optimiser="soap", lr=1e-3, held_out=1, steps=4, batch=2, crop=32, early_steps=0, warmup=0, allocate_every=0,
+        optimiser="soap", lr=1e-3, held_out=1, steps=4, batch=2, crop=64, early_steps=0, warmup=0, allocate_every=0,
     )  # fmt: skip
     trainer = Trainer(config, tmp_path, Fabric(accelerator="cpu", devices=1))
     before = {name: p.detach().clone() for name, p in trainer.model.slices.named_parameters()}

@@ -208,6 +208,10 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
             "--slices: 4 + 4 must be positive and add up to --latents 12",
         ),
         (["--entropy", "hyperprior", "--slices", "4", "8"], "--entropy hyperprior: needs --quantiser mixed"),
+        (
+            ["--entropy", "hyperprior", "--slices", "4", "8", "--quantiser", "mixed"],
+            "--crop, --early-crop: --entropy hyperprior needs crops of at least 64 pixels, not 32",
+        ),
         (["--crop", "100"], "--crop: 100 is not a positive multiple of 16"),
         (["--early-crop", "8"], "multiple of 16"),
         (["--steps", "0"], "--steps: must be at least 1"),

@@ -117,6 +117,10 @@ class Config:
                 )
             if self.objective != "rd" or self.normalisation != "gdn" or self.quantiser != "mixed":
                 raise ConfigError("--entropy hyperprior: needs --quantiser mixed, --normalisation gdn and --objective rd")
+            # In bfloat16, oneDNN's gradient of a 5×5 kernel on a map of one pixel is NaN at times; 32 pixels are one such at 1/32.
+            least = min(self.crop, self.early_crop) if self.early_steps else self.crop
+            if least < 64:
+                raise ConfigError(f"--crop, --early-crop: --entropy hyperprior needs crops of at least 64 pixels, not {least}")
         if self.match_steps and (self.objective != "rd" or self.distortion == "ms-ssim"):
             raise ConfigError("--match-steps: lower the squared error; they suit neither --objective vae nor --distortion ms-ssim")
         if self.match_steps >= self.steps:
