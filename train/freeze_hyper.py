@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from codec.hyperprior import Hyperprior
 from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES
 from codec.model import Model
 from codec.soft import float_weights
+from train import compensate
+from train.compensate import HEADROOM, QUIET
 from train.hyper import HyperModel, Shape, at
 
 WEIGHT_LIMIT = 127
@@ -29,14 +32,10 @@ SUM_LIMIT = 1 << 24
 """Single precision is exact too, for processors that do not multiply bytes."""
 FINE_WEIGHT_LIMIT, FINE_SUM_LIMIT = (1 << 15) - 1, 1 << 52
 """Of the slices that are computed finely, in double precision."""
-HEADROOM = 2.0
-"""Maps have room for so much more than the largest number that was measured; what is larger still is clamped."""
 CONTEXT_HEADROOM = 0.35
 """Latents that later slices see are clamped sooner, for the many small ones to be seen in finer steps,"""
 CONTEXT_REACH = 1.5
 """though at no less than so many spreads of their channel."""
-QUIET = 1 / 16
-"""A channel that was measured to be smaller than this share of the largest has room for as much."""
 SIDE_STEPS = 8
 """The side information has room for so many steps to each side, in any case."""
 FINER = 4
@@ -58,7 +57,8 @@ class Added:
 def places_of(model: HyperModel, crops: Tensor) -> dict[str, Tensor]:
     """How many binary places there is room for in each channel of what enters each layer, by the layer's name, float64.
 
-    The maps' largest numbers are measured on photographs' crops, N×H×W×3 uint8, at all rungs.
+    The maps' largest numbers are measured on photographs' crops, N×H×W×3 uint8, at all rungs. Within the networks, where nobody asks for
+    the maps' units, places need not be whole.
     """
     layers = {f"hyper_synthesis.{name}": model.hyper_synthesis.get_submodule(name) for name in ("conv1", "conv2")}
     for k, part in enumerate(model.slices):
@@ -92,7 +92,9 @@ def places_of(model: HyperModel, crops: Tensor) -> dict[str, Tensor]:
     rooms = {name: headroom[name] * torch.maximum(largest, QUIET * largest.max()) for name, largest in found.items()}
     rooms["context"] = rooms["context"].clamp(min=CONTEXT_REACH)
     limits = {name: SIGNED_LIMIT if name in ("hyper_synthesis.conv1", "context") else RECTIFIED_LIMIT for name in rooms}
-    return {name: torch.floor(torch.log2(limits[name] / room.clamp(min=2.0**-8))) for name, room in rooms.items()}
+    places = {name: torch.log2(limits[name] / room.clamp(min=2.0**-8)) for name, room in rooms.items()}
+    # What is shifted on the way in has whole places.
+    return {name: torch.floor(part) if limits[name] == SIGNED_LIMIT else part for name, part in places.items()}
 
 
 def integer_layer(
@@ -129,10 +131,9 @@ def integer_layer(
     most, highest = (FINE_SUM_LIMIT, FINE_WEIGHT_LIMIT) if fine else (SUM_LIMIT, WEIGHT_LIMIT)
     places = torch.minimum(torch.log2((most - 2 - 0.5 * count) / total.clamp(min=1e-12)), torch.log2(highest / largest.clamp(min=1e-12)))
     # The outputs that share a bias share their places.
-    places = torch.floor(places).reshape(-1, group).amin(dim=1).repeat_interleave(group)
-    places = torch.minimum(places, out + MAX_SHIFT)
-    unit = torch.exp2(places)
-    tensors = {f"{name}.shift": (places - out).to(torch.int32)}
+    shift = torch.floor(places - out).reshape(-1, group).amin(dim=1).repeat_interleave(group).clamp(max=MAX_SHIFT)
+    unit = torch.exp2(out + shift)
+    tensors = {f"{name}.shift": shift.to(torch.int32)}
     for part, weight, bias in zip(parts, scaled, biases, strict=True):
         tensors[f"{part.name}.weight"] = (weight * unit[:, None, None, None]).round().to(torch.int16 if fine else torch.int8)
         if part.convolution.bias is not None:
@@ -200,7 +201,8 @@ def tensors(model: HyperModel, qualities: int, crops: Tensor) -> dict[str, Tenso
     density = freeze(model.z_density)
     for name in ("grid", "scale", "cdf"):
         out[f"z_density.{name}"] = torch.from_numpy(getattr(density, name)).to(torch.int32)
-    return {**out, **frozen_shape(model.density)}
+    out |= frozen_shape(model.density)
+    return {**out, **compensate.slices(model, out, steps.numpy().astype(np.int64), torch.exp2(features), crops)}
 
 
 def _added(model: HyperModel, layer: str, seen: Tensor) -> list[Added]:
