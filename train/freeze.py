@@ -32,6 +32,8 @@ WEIGHTS = "rdae-weights-1"
 """Format of a file that holds weights as they were trained, which the codec does not read."""
 QUALITIES = 100
 """How many qualities a variable-rate model gets, spread evenly over the ladder of λ."""
+SHOWN = 32
+"""Training crops that a hyperprior's networks are shown, for the maps' ranges and what their integers are fitted to."""
 
 
 def transform_tensors(model: RateDistortion) -> dict[str, Tensor]:
@@ -68,7 +70,7 @@ def steps_of(model: RateDistortion) -> Tensor:
 
 
 def tensors_of(model: RateDistortion, crops: Tensor) -> dict[str, Tensor]:
-    """All tensors of the model file. With N×H×W×3 uint8 crops of photographs, a hyperprior measures what its integers need room for."""
+    """All tensors of the model file. With N×H×W×3 uint8 crops of photographs, a hyperprior's integers are fitted to real maps."""
     if isinstance(model, HyperModel):
         return {**transform_tensors(model), "steps": steps_of(model), **freeze_hyper.tensors(model, QUALITIES, crops)}
     frozen = freeze(model.density)
@@ -118,12 +120,12 @@ def freeze_to_file(
 ) -> dict[str, float]:
     """Freeze, fit what can be fitted to real symbols, measure real files of the held-out crops, write. Returns what was measured.
 
-    Crops are N×H×W×3 uint8. A hyperprior's tables are fitted to training crops (`train/refit.py`); how thriftily to round is found on
-    held-out ones.
+    Crops are N×H×W×3 uint8. To training crops a hyperprior's integers are fitted (`train/compensate.py`), and its tables
+    (`train/refit.py`); how thriftily to round is found on held-out ones.
     """
     settings = config.as_dict()
     settings.pop("data")
-    tensors, metadata = tensors_of(model, held_out), _metadata(model, config)
+    tensors, metadata = tensors_of(model, training[:SHOWN]), _metadata(model, config)
     frozen = Model(tensors, metadata, "0" * 64, "unsaved")
     if isinstance(frozen.entropy, Hyperprior):
         latents, qualities = [frozen.analyse(crop) for crop in training.cpu().numpy()], rungs_of(frozen)
