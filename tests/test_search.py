@@ -18,7 +18,7 @@ from codec.model import Model, from_bytes, to_bytes
 from codec.search import ITERATIONS, Search
 from tools.bdrate import bd_rate
 
-SHIPPED = [("hyperprior-7", 60), ("lambda-0.013", 1)]
+SHIPPED = [("hyperprior-8", 60), ("lambda-0.013", 1)]
 
 
 @pytest.fixture(params=["tiny_model", "tiny_hyper"])
@@ -176,7 +176,7 @@ def test_another_distortion_is_not_searched_for(photograph: np.ndarray) -> None:
 
 def test_the_curve_moves_to_the_left(photograph: np.ndarray) -> None:
     """Fewer bits at equal PSNR, not only another place on the same curve."""
-    model, image = codec.load("hyperprior-7"), photograph[150:246, 200:344]
+    model, image = codec.load("hyperprior-8"), photograph[150:246, 200:344]
     curves = []
     for effort in (0, 3):
         files = [model.encode(image, quality, effort) for quality in (40, 60, 80)]
