@@ -50,7 +50,8 @@ def compress(
     tile: int | None = None,
     jobs: int = 1,
     precision: str = "auto",
-    effort: int = 0,
+    effort: int | None = None,
+    tune: str = "psnr",
 ) -> bytes:
     """The bytes of an `.rdae` file that holds an image; they are also written to `output`, where one is given.
 
@@ -62,7 +63,8 @@ def compress(
     stead, `bpp` asks for the rate nearest to so many bits per pixel, `size` for the best in at most so many bytes, `psnr` for the
     smallest with at least so many dB; an `RdaeWarning` says when that is out of the model's reach. `tile` is the side of the tiles
     in pixels (128, 256, 512 or 1024, the default; 0 for none), `jobs` the number of threads; `precision` is as in `load`. `effort`, 0…9, is
-    how long the encoder searches for a better stream: 0 not at all.
+    how long the encoder searches for a better stream, 0 (None, the default) not at all; `tune`, "psnr" or "ms-ssim", says by what measure
+    it should be better. For "ms-ssim" there must be a search, of effort 1 if nothing else is asked for.
 
     Raises `ImageError`, `DimensionsError`, `ModelError`.
     """
@@ -73,7 +75,7 @@ def compress(
     keep = (bpp, size, psnr) != (None, None, None)
     side = tiles.TILE if tile is None else tile
     prepared = encoder.Encoder(
-        load(model, precision), picture.stripped() if strip else picture, tile=side, jobs=jobs, keep=keep, effort=effort
+        load(model, precision), picture.stripped() if strip else picture, tile=side, jobs=jobs, keep=keep, effort=effort, tune=tune
     )
     coded = rate.encode(prepared, quality=quality, bpp=bpp, size=size, psnr=psnr)
     if coded.note:

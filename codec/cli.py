@@ -22,6 +22,7 @@ examples:
   rdae compress photo.png -o small.rdae --verify
   rdae compress photo.png --size 50k          the best quality in 50,000 bytes
   rdae compress photo.png --effort 4          a better file for its size, in more time
+  rdae compress photo.png --tune ms-ssim      a better looking one, in more time too
   rdae compress PHOTOS -r -o OUT --jobs 4     a folder and what is below it; what is done already is skipped
   cat photo.png | rdae compress - > photo.rdae
 """
@@ -79,10 +80,15 @@ def build_parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "--effort",
         type=int,
-        default=0,
         metavar="N",
         help="search for a better file, 0 (not at all, the default) to 9; 1…9 take about 18, 26, 37, 54, 70, 76, 91, 112, 142 times "
         "as long as 0, for each quality that is tried (--bpp, --size and --psnr try about seven). Decoding takes no longer",
+    )
+    compress.add_argument(
+        "--tune",
+        choices=("psnr", "ms-ssim"),
+        default="psnr",
+        help="what to search for: the best PSNR, the default, or MS-SSIM, nearer to what is seen (--effort 1 if none is given)",
     )
     compress.add_argument("--verify", action="store_true", help="decode the file again and print its PSNR")
     compress.add_argument("--tile", type=int, metavar="N", help="tiles of 128, 256, 512 or 1024 (the default) pixels, 0 for none")

@@ -224,13 +224,15 @@ class Model:
         whole = Box(0, 0, height, width)
         return decoder.render(self, lambda box: symbols[:, box.slices[0], box.slices[1]], quality, whole, whole)
 
-    def encode(self, image: Pixels, quality: int | None = None, effort: int = 0) -> bytes:
-        """A whole `.rdae` stream of an image: RGB H×W×3, grey H×W, or either with an alpha channel, uint8; `effort` as in `Encoder`.
+    def encode(self, image: Pixels, quality: int | None = None, effort: int | None = None, tune: str = encoder.TUNES[0]) -> bytes:
+        """A whole `.rdae` stream of an image: RGB H×W×3, grey H×W, or either with an alpha channel, uint8.
+
+        `effort` and `tune` are as in `Encoder`.
 
         Raises `ImageError` for an array of another kind, `DimensionsError` for too large a one, `ModelError` for a quality that
         the model does not have.
         """
-        return encoder.Encoder(self, pictures.from_array(image), effort=effort).encode(self.check_quality(quality))
+        return encoder.Encoder(self, pictures.from_array(image), effort=effort, tune=tune).encode(self.check_quality(quality))
 
     def decode_latents(self, stream: container.Stream) -> Symbols:
         """The decoded latents M×h×w of a parsed stream, integers: exactly those that the encoder rounded to, on any machine.

@@ -2,8 +2,8 @@
 
 `Image.open` reads the header and the metadata only, and decodes when the pixels are needed, with the model that the header names: a
 shipped one, or one that `codec.load` loaded before. `Image.save` takes modes L, LA, RGB and RGBA as they are (1 and P, converted),
-and the keywords `quality`, `bpp`, `size`, `psnr`, `effort`, `model`, `tile`, `icc_profile`, `exif` and `xmp`. As in Pillow's own plugins,
-the pixels are not turned by the EXIF orientation, on the way in or out, and EXIF and XMP are written only when they are passed.
+and the keywords `quality`, `bpp`, `size`, `psnr`, `effort`, `tune`, `model`, `tile`, `icc_profile`, `exif` and `xmp`. As in Pillow's own
+plugins, the pixels are not turned by the EXIF orientation, on the way in or out, and EXIF and XMP are written only when they are passed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
             exif=exif or None,
             xmp=(xmp.encode() if isinstance(xmp, str) else xmp) or None,
         )
-        settings = {"tile": given.get("tile", tiles.TILE), "effort": given.get("effort", 0)}
+        settings = {"tile": given.get("tile", tiles.TILE), "effort": given.get("effort"), "tune": given.get("tune", encoder.TUNES[0])}
         prepared = encoder.Encoder(models.load(given.get("model")), whole, keep=bool(targets), **settings)
         coded = rate.encode(prepared, **targets)
     except RdaeError as error:

@@ -1,7 +1,8 @@
 """Latents made better for one image, by gradients through the synthesis and the entropy model.
 
 What training minimises over all images on average, bits + λ·255²·MSE for each pixel, is minimised again over the latents of one image
-(Campos et al. 2019; Yang, Bamler, Mandt 2020, "Improving inference for neural image compression"). In the place of rounding stands
+(Campos et al. 2019; Yang, Bamler, Mandt 2020, "Improving inference for neural image compression"), or the same with another measure in
+the place of the MSE (`codec/distortion.py`). In the place of rounding stands
 
     s_α(x) = ⌊x⌋ + ½ + tanh(α(x - ⌊x⌋ - ½)) / (2 tanh(α/2))                    (Agustsson and Theis 2020)
 
@@ -23,11 +24,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
+from codec.distortion import Measure, squared_error
 from codec.inference import LUMA, PRECISIONS
 from codec.soft import Relax, SoftFactorized, SoftHyperprior
 
@@ -75,9 +78,14 @@ class Scene:
     """1×M×H×W, latents; those outside of `rows` and `columns` stay."""
     rows: slice
     columns: slice
+    measure: Callable[[Tensor, Tensor], Measure] = squared_error
+
+    @cached_property
+    def _error(self) -> Measure:
+        return self.measure(self.pixels, self.weight)
 
     def distortion(self, decoded: Tensor, synthesise: Synthesis) -> Tensor:
-        """The squared error, a mean over colours and a sum over pixels, with decoded latents 1×M×h×w in their place."""
+        """What is measured with decoded latents 1×M×h×w in their place."""
         y = decoded
         if decoded.shape != self.around.shape:
             y = self.around.clone()
@@ -87,7 +95,7 @@ class Scene:
             x = (x * torch.tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
         # A decoder clips. Gradients pass, so that what lies beyond the range finds back to pixels that do not.
         x = x + (x.clamp(0, 255) - x).detach()
-        return ((x - self.pixels).square() * self.weight).sum() / self.pixels.shape[1]
+        return self._error(x)
 
 
 def refine(
@@ -102,9 +110,9 @@ def refine(
 ) -> tuple[Tensor, Tensor | None]:
     """Better latents 1×M×h×w and side information (in units of its steps), both still to be rounded.
 
-    They minimise bits + weight · squared error. The schedule is a number of rounds, and of steps in each; `tick` is called after each step.
-    A round begins with what the one before it would be rounded to, and the best of them is returned: what lies between two integers tells
-    its neighbours more than will be coded, and the longer a round lasts, the more of what it gains is of that kind.
+    They minimise bits + weight · what the scene measures. The schedule is a number of rounds, and of steps in each; `tick` is called after
+    each step. A round begins with what the one before it would be rounded to, and the best of them is returned: what lies between two
+    integers tells its neighbours more than will be coded, and the longer a round lasts, the more of what it gains is of that kind.
     """
     rounds, steps = schedule
 

@@ -3,6 +3,7 @@
 An effort is some rounds of gradient steps (`codec/refine.py`) over the latents of each tile, window by window, so that memory stays
 bounded. In the end, what was found is coded by the exact entropy model and synthesised as a decoder does it, and is kept only if
 bits + λ·255²·MSE for each pixel, λ being what the quality was trained for, is below that of the latents as the analysis gives them.
+`--tune ms-ssim` puts 1 - MS-SSIM in the place of the MSE (`codec/distortion.py`), of which each window has its own.
 
 It starts from thriftily rounded latents (`codec/rounding.py`). What those do not know is that errors towards zero add up in the synthesis
 (the largest eigenvalue of JᵀJ, J its Jacobian in steps of the quantiser, is some 30 times a mean one). Only its gradient knows of that.
@@ -19,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from codec import refine, tiles
+from codec import distortion, refine, tiles
 from codec.coder import Symbols
+from codec.encoder import TUNES
 from codec.errors import ModelError
 from codec.frozen import STEP_BITS
 from codec.hyperprior import Hyperprior
@@ -49,16 +51,15 @@ class Search:
         alpha: npt.NDArray[np.uint8] | None,
         effort: int,
         tick: Callable[[], None] = lambda: None,
+        tune: str = TUNES[0],
     ) -> None:
         """`pixels` H×W×3 or, grey, H×W; those with `alpha` (H×W) zero do not count. `tick` is called after each of the `steps`.
 
         Raises `ModelError` when the model was trained for something else, or does not say what λ its qualities were trained for.
         """
-        if model.metadata.get("distortion", "mse") != "mse":
-            raise ModelError(f"model {model.name} was trained for {model.metadata['distortion']}, but --effort searches for the least MSE")
-        if not model.lambda_at(1):
-            raise ModelError(f"model {model.name} does not say its λ, without which there is nothing to search for (--effort)")
+        distortion.weight(model, tune, 1)
         self._model = model
+        self._tune, self._measure = tune, distortion.measure(tune)
         self._pixels = pixels
         self._alpha = alpha
         self._schedule = SCHEDULES[effort]
@@ -94,7 +95,7 @@ class Search:
 
         Raises `ModelError` when the model gives latents that are out of range.
         """
-        weight = self._model.lambda_at(quality)
+        weight = distortion.weight(self._model, self._tune, quality)
         # What lies around the tile; other tiles' latents are taken as they are before rounding.
         context = box.grown(2 * self._margin, self._whole)
         around = y
@@ -155,11 +156,15 @@ class Search:
 
     def _scene(self, frame: Box, place: Box, around: Latents) -> refine.Scene:
         """The pixels of a frame, of which those count that can be seen and that no latent beyond the frame has a part in."""
-        pixels = torch.from_numpy(tiles.mirrored(self._pixels, frame * STRIDE).astype(np.float32))
-        pixels = (pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels[None])[None]
         weight = self._weight(frame, place.grown(self._margin, self._whole))
         inner = place.seen_from(frame).slices
-        return refine.Scene(pixels, torch.from_numpy(weight)[None, None], torch.from_numpy(around.copy())[None], *inner)
+        return refine.Scene(
+            self._wanted(frame).float(), torch.from_numpy(weight)[None, None], torch.from_numpy(around.copy())[None], *inner, self._measure
+        )
+
+    def _wanted(self, frame: Box) -> torch.Tensor:
+        """The pixels of a frame, 1×C×16H×16W."""
+        return _planes(tiles.mirrored(self._pixels, frame * STRIDE))
 
     def _weight(self, frame: Box, counted: Box) -> npt.NDArray[np.float32]:
         """16H×16W of a frame: one for each pixel of the image that is not fully transparent, in the box that counts; else zero."""
@@ -173,21 +178,23 @@ class Search:
     def _cost(
         self, box: Box, context: Box, around: Latents, weight: float, quality: int, bits: tuple[float, float], latents: Symbols
     ) -> float:
-        """Bits + weight · squared error of a tile, both as they will be: by the exact tables, and in pixels of eight bits."""
+        """Bits + weight · measure of a tile, both as they will be: by the exact tables, and in pixels of eight bits."""
         decoded = around.copy()
         place = box.seen_from(context).slices
         decoded[:, place[0], place[1]] = self._model.entropy.dequantise(latents, quality)
         error = 0.0
         counted = box.grown(self._margin, self._whole)
-        halo = self._model.halos[1]
+        halo, grey = self._model.halos[1], self._pixels.ndim == 2
         for window in itertools.chain(*tiles.grid(counted.height, counted.width, tiles.WINDOW)):
             part = Box(counted.top + window.top, counted.left + window.left, counted.top + window.bottom, counted.left + window.right)
             frame = part.grown(halo, context)
             rows, columns = frame.seen_from(context).slices
-            grey = self._pixels.ndim == 2
             shown = self._model.restore_window(decoded[:, rows, columns], quality, part.seen_from(frame), grey)
-            wanted = tiles.mirrored(self._pixels, part * STRIDE)
-            each = (shown.astype(np.float32) - wanted) ** 2
-            each = each if grey else each.mean(axis=2)
-            error += float((each * self._weight(part, part)).sum(dtype=np.float64))
+            counts = torch.from_numpy(self._weight(part, part))[None, None].double()
+            error += float(self._measure(self._wanted(part).double(), counts)(_planes(shown).double()))
         return sum(bits) + weight * error
+
+
+def _planes(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Pixels H×W×C or H×W as 1×C×H×W."""
+    return torch.tensor(np.atleast_3d(pixels)).permute(2, 0, 1)[None]

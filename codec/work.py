@@ -44,7 +44,8 @@ class Options:
     """Threads for one file."""
     max_pixels: int | None = None
     precision: str = "auto"
-    effort: int = 0
+    effort: int | None = None
+    tune: str = "psnr"
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,23 @@ def compress(source: Path, target: Path, options: Options) -> Done:
     picture = picture.stripped() if options.strip else picture
     from codec import model as models
     from codec import rate
-    from codec.encoder import Encoder
+    from codec.encoder import Encoder, effort_of
     from codec.tiles import TILE
 
     model = models.load(options.model, options.precision)
-    progress = Progress(source.name, "steps" if options.effort else "windows")
+    progress = Progress(source.name, "steps" if effort_of(options.effort, options.tune) else "windows")
     searching = (options.bpp, options.size, options.psnr) != (None, None, None)
     tile = TILE if options.tile is None else options.tile
     try:
         encoder = Encoder(
-            model, picture, tile=tile, jobs=options.jobs, keep=searching or options.verify, progress=progress, effort=options.effort
+            model,
+            picture,
+            tile=tile,
+            jobs=options.jobs,
+            keep=searching or options.verify,
+            progress=progress,
+            effort=options.effort,
+            tune=options.tune,
         )
         coded = rate.encode(encoder, quality=options.quality, bpp=options.bpp, size=options.size, psnr=options.psnr)
     except ImageError as error:

@@ -56,6 +56,20 @@ def test_effort(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_model_f
         cli.main([*common, "--effort", "high"])
 
 
+def test_tune(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_model_file: Path) -> None:
+    output, common = tmp_path / "c.rdae", ["compress", str(COFFEE), "--force", "--model", str(tiny_model_file), "--quality", "1"]
+    files = []
+    for more in (["--tune", "ms-ssim"], ["--tune", "ms-ssim", "--effort", "1"], ["--tune", "psnr"], []):
+        assert cli.main([*common, "-o", str(output), *more]) == 0
+        files.append(output.read_bytes())
+    assert files[0] == files[1] != files[2] == files[3]
+    capsys.readouterr()
+    wrong = fails(capsys, *common, "-o", tmp_path / "x.rdae", "--tune", "ms-ssim", "--effort", "0")
+    assert "tune ms-ssim is up to the search" in wrong and not (tmp_path / "x.rdae").exists()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*common, "--tune", "beauty"])
+
+
 def test_info_counts_every_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "c.rdae"
     data = codec.compress(images.read(COFFEE))

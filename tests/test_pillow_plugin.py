@@ -121,6 +121,8 @@ def test_targets(small: Image.Image, tiny_model_file: Path) -> None:
 def test_effort(small: Image.Image, tiny_model_file: Path) -> None:
     data = saved(small, tiny_model_file, quality=1, effort=1)
     assert data == codec.compress(np.asarray(small), model=tiny_model_file, quality=1, effort=1) != saved(small, tiny_model_file, quality=1)
+    tuned = saved(small, tiny_model_file, quality=1, tune="ms-ssim")
+    assert tuned == codec.compress(np.asarray(small), model=tiny_model_file, quality=1, tune="ms-ssim") != data
     with pytest.raises(OSError, match="effort runs from 0 to 9"):
         saved(small, tiny_model_file, effort=10)
 

@@ -106,6 +106,18 @@ def test_rdae_at_several_efforts(tiny_model_file: Path, photograph: np.ndarray) 
     assert [c.encode(image, 2) for c in (plain, searched)] == [model.encode(image, 2, effort) for effort in (0, 2)]
 
 
+def test_a_curve_with_the_encoder_s_search(tiny_model_file: Path, photograph: np.ndarray) -> None:
+    name = str(tiny_model_file)
+    codecs = rd_curve.chosen_codecs(["rdae"], [name], [1, 2, 3], {}, searched=[[name, "2", "psnr"], [name, "1", "ms-ssim", "1", "2"]])
+    assert [c.key for c in codecs] == ["rdae-tiny", "rdae-tiny-effort-2", "rdae-tiny-ms-ssim-effort-1"]
+    assert [len(c.ladder) for c in codecs] == [3, 10, 2] and codecs[2].name == "rdae tiny, tune ms-ssim, effort 1"
+    model, image = codec.load(tiny_model_file), photograph[:32, :48]
+    assert codecs[2].encode(image, 2) == model.encode(image, 2, 1, "ms-ssim") != model.encode(image, 2, 1)
+    for wrong in ([name], [name, "0", "psnr"], [name, "1", "ssim"], [name, "1", "psnr", "x"]):
+        with pytest.raises(rd_curve.UsageError, match="--searched takes a model, an effort of 1 to 9, psnr or ms-ssim, then qualities"):
+            rd_curve.chosen_codecs(["rdae"], [name], [1], {}, searched=[wrong])
+
+
 def test_nothing_is_measured_twice(first: tuple[Path, Done], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = stored(first[0])
     # A mark that measuring again would wipe out; and one measurement that is missing.

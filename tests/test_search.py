@@ -8,7 +8,7 @@ import torch
 from conftest import hyper_metadata, tiny_hyper_tensors
 
 import codec
-from codec import container, refine, tiles
+from codec import container, distortion, refine, tiles
 from codec import model as models
 from codec import picture as pictures
 from codec.encoder import MOST_EFFORT, Encoder
@@ -17,6 +17,7 @@ from codec.hyperprior import Hyperprior
 from codec.model import Model, from_bytes, to_bytes
 from codec.search import ITERATIONS, Search
 from tools.bdrate import bd_rate
+from tools.metrics import decibels, ms_ssim
 
 SHIPPED = [("hyperprior-8", 60), ("lambda-0.013", 1)]
 
@@ -168,10 +169,44 @@ def test_without_lambda_there_is_nothing_to_search_for(photograph: np.ndarray) -
     assert model.encode(photograph[:32, :32], effort=0)
 
 
+@pytest.mark.parametrize("shape", [(176, 190, 3), (70, 33), (33, 70, 4), (1, 1, 3)])
+def test_the_search_can_be_tuned_for_ms_ssim(tiny: Model, photograph: np.ndarray, shape: tuple[int, ...]) -> None:
+    image = photograph[: shape[0], 100 : 100 + shape[1]]
+    image = image[..., 1] if len(shape) == 2 else image
+    if shape[2:] == (4,):
+        image = np.dstack([image, np.where(np.arange(shape[1]) > 30, 0, 255)[None].repeat(shape[0], 0).astype(np.uint8)])
+    files = [tiny.encode(image, 2), tiny.encode(image, 2, effort=2, tune="ms-ssim"), tiny.encode(image, 2, effort=2)]
+    assert all(tiny.decode(data).shape == image.shape for data in files)
+    assert tiny.encode(image, 2, tune="ms-ssim") == tiny.encode(image, 2, effort=1, tune="ms-ssim")
+    if min(shape[:2]) > 160:
+        weight = distortion.weight(tiny, "ms-ssim", 2) * image[..., 0].size
+        plain, tuned, other = (8 * len(data) - weight * (ms_ssim(image, tiny.decode(data)) or 0) for data in files)
+        assert tuned < min(plain, other)
+
+
+def test_tuned_for_ms_ssim_the_curve_moves_to_the_left(photograph: np.ndarray) -> None:
+    model, image = codec.load("hyperprior-8"), photograph[100:276, 200:392]
+    curves = []
+    for tune, effort in (("psnr", 0), ("ms-ssim", 1)):
+        files = [model.encode(image, quality, effort, tune) for quality in (40, 60, 80)]
+        values = [decibels(ms_ssim(image, model.decode(data))) for data in files]
+        curves.append((np.array([len(data) for data in files], float), np.array(values, float)))
+    percent = bd_rate(*curves).percent
+    assert percent is not None and percent < -10
+
+
+def test_tunes_that_do_not_exist(tiny: Model, photograph: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="tune can be psnr or ms-ssim; not ssim"):
+        tiny.encode(photograph, tune="ssim")
+    with pytest.raises(ImageError, match="tune ms-ssim is up to the search, and effort 0 makes none; 1 to 9 do"):
+        tiny.encode(photograph, effort=0, tune="ms-ssim")
+
+
 def test_another_distortion_is_not_searched_for(photograph: np.ndarray) -> None:
     model = from_bytes(to_bytes(tiny_hyper_tensors(), {**hyper_metadata(), "distortion": "ms-ssim"}), "pretty")
     with pytest.raises(ModelError, match="pretty was trained for ms-ssim"):
         model.encode(photograph[:32, :32], effort=1)
+    assert model.encode(photograph[:32, :32], tune="ms-ssim")
 
 
 def test_the_curve_moves_to_the_left(photograph: np.ndarray) -> None:

@@ -146,9 +146,9 @@ def _warm(model: str, quality: int) -> Model:
     return loaded
 
 
-def _rdae_encode(image: Pixels, value: Setting, *, models: dict[str, str], effort: int = 0) -> bytes:
+def _rdae_encode(image: Pixels, value: Setting, *, models: dict[str, str], effort: int = 0, tune: str = "psnr") -> bytes:
     model, quality = _chosen(value, models)
-    return model.encode(image, quality, effort)
+    return model.encode(image, quality, effort, tune)
 
 
 def _rdae_decode(data: bytes, value: Setting, *, models: dict[str, str]) -> Pixels:
@@ -201,11 +201,12 @@ def rdae(models: Sequence[str] = (), qualities: Sequence[int] = ()) -> list[Code
     return curves
 
 
-def with_effort(plain: Codec, effort: int) -> Codec:
+def with_effort(plain: Codec, effort: int, tune: str = "psnr") -> Codec:
     """An rdae codec whose encoder searches."""
     assert isinstance(plain.encode, partial)
-    encode = partial(plain.encode.func, **plain.encode.keywords, effort=effort)
-    return replace(plain, key=f"{plain.key}-effort-{effort}", name=f"{plain.name}, effort {effort}", encode=encode)
+    encode = partial(plain.encode.func, **plain.encode.keywords, effort=effort, tune=tune)
+    key, name = ("", "") if tune == "psnr" else (f"-{tune}", f", tune {tune}")
+    return replace(plain, key=f"{plain.key}{key}-effort-{effort}", name=f"{plain.name}{name}, effort {effort}", encode=encode)
 
 
 def with_ladder(codec_: Codec, ladder: Sequence[Setting]) -> Codec:

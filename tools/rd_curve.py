@@ -28,7 +28,7 @@ from pathlib import Path
 from PIL import Image
 
 from codec import image as image_files
-from codec.encoder import MOST_EFFORT
+from codec.encoder import MOST_EFFORT, TUNES
 from codec.errors import RdaeError
 from tools import bdrate, plot, results
 from tools.baselines import RIVALS, Codec, Setting, UnavailableError, rdae, with_effort, with_ladder
@@ -93,6 +93,7 @@ def chosen_codecs(
     qualities: Sequence[int],
     ladders: dict[str, list[Setting]],
     efforts: Sequence[int] = (0,),
+    searched: Sequence[Sequence[str]] = (),
 ) -> list[Codec]:
     """The codecs that can be measured here; those that cannot are skipped with a line. Raises `UsageError`."""
     found: list[Codec] = []
@@ -101,6 +102,7 @@ def chosen_codecs(
             codecs = RIVALS[name]() if name in RIVALS else rdae(models, qualities)
             if name == "rdae":
                 codecs = [with_effort(codec, effort) if effort else codec for codec in codecs for effort in efforts]
+                codecs += [_searched(*words) for words in searched]
             found += [with_ladder(codec, ladders[name]) if name in ladders else codec for codec in codecs]
         except UnavailableError as error:
             say(f"{name}: skipped, {error}")
@@ -109,6 +111,14 @@ def chosen_codecs(
     if not found:
         raise UsageError("none of the codecs can be measured here")
     return found
+
+
+def _searched(model: str = "", effort: str = "", tune: str = "", *qualities: str) -> Codec:
+    """What `--searched` asks for. Raises `UsageError`, and what `rdae` does."""
+    if effort not in map(str, range(1, MOST_EFFORT + 1)) or tune not in TUNES or not all(q.isdecimal() for q in qualities):
+        raise UsageError(f"--searched takes a model, an effort of 1 to {MOST_EFFORT}, {' or '.join(TUNES)}, then qualities")
+    (plain,) = rdae([model], [int(q) for q in qualities])
+    return with_effort(plain, int(effort), tune)
 
 
 def versions() -> dict[str, str]:
@@ -163,6 +173,14 @@ def parser() -> argparse.ArgumentParser:
         "--efforts", nargs="+", type=int, choices=range(MOST_EFFORT + 1), default=[0], metavar="N", help="of rdae (default: 0)"
     )
     new.add_argument(
+        "--searched",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("MODEL EFFORT TUNE", "Q"),
+        help="one more curve: a model, the encoder's effort, psnr or ms-ssim, and qualities, if not ten",
+    )
+    new.add_argument(
         "--ladder", nargs="+", action="append", default=[], metavar=("CODEC", "VALUE"), help="another ladder of settings for a rival"
     )
     new.add_argument("--reference", nargs="+", type=Path, default=[], metavar="FILE", help="published curves in CompressAI's layout")
@@ -193,7 +211,7 @@ def run(arguments: argparse.Namespace) -> int:
     ladders = parse_ladders(arguments.ladder)
     references = [results.read_reference(path) for path in arguments.reference]
     paths = image_paths(arguments.images)
-    codecs = chosen_codecs(arguments.codecs, arguments.models, arguments.qualities, ladders, arguments.efforts)
+    codecs = chosen_codecs(arguments.codecs, arguments.models, arguments.qualities, ladders, arguments.efforts, arguments.searched)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
