@@ -131,25 +131,34 @@ class Layer:
         self._weights = [torch.from_numpy(w) for w in weights]
         self._bias, self._shift = torch.from_numpy(bias + half), torch.from_numpy(shift)
         # All terms of the sums of bytes, were they of one sign: maps less 128 or not, what that adds, and the output's 128.
-        bytewise = max(512 * sum(sizes) + np.abs(bias).max(axis=0) + half + (128 << np.maximum(shift, 0)))
+        each = 512 * sum(sizes) + np.abs(bias).max(axis=0) + half + (128 << np.maximum(shift, 0))
+        bytewise, shifted = max(each), max(each << np.maximum(-shift, 0))
         if all(x.dtype == torch.int8 for x in maps) and weight <= BYTE and bytewise < 1 << 31:
             self.dtype = torch.int8
-            self._set_up_bytes()
+            self._set_up_bytes(shifted < 1 << 31)
         else:
             self.dtype = torch.float32 if largest < LIMIT and max(*reach, weight) <= SMALL else torch.float64
         self._tail = torch.float32 if largest < LIMIT else torch.float64
 
-    def _set_up_bytes(self) -> None:
+    def _set_up_bytes(self, shifts_left: bool) -> None:
         self._matrix = torch.cat([w.permute(0, 2, 3, 1).flatten(1) for w in self._weights], dim=1).to(torch.int8)
         bias = self._bias + sum(x.offset * w.sum(dim=(1, 2, 3)) for x, w in zip(self._maps, self._weights, strict=True))
-        self._shifts_bytes = self.out.dtype == torch.int8 and int(self._shift.min()) >= 0
+        left, right = (-self._shift).clamp_(min=0), self._shift.clamp(min=0)
+        # What is added to the output may be taken off before the shift if it is a whole number there.
+        self._shifts_bytes = self.out.dtype == torch.int8 and not (self.out.offset & ((1 << left) - 1)).any() and shifts_left
         if self._shifts_bytes:
-            bias = bias - (self.out.offset << self._shift)
-        self._byte_bias, self._byte_shift = bias.int()[:, :, None], self._shift.int()[:, None]
+            bias = bias - (self.out.offset << right >> left)
+        self._byte_bias, self._byte_shift = bias.int()[:, :, None], right.int()[:, None]
+        self._byte_factor = (1 << left).int()[:, None] if left.any() else None
 
     @cached_property
     def _scale(self) -> Tensor:
         return torch.exp2(-self._shift.to(self._tail))[:, None]
+
+    @cached_property
+    def _real_bias(self) -> Tensor:
+        """R×O, as the weights are held that are not bytes."""
+        return self._bias.to(self._taps[0][0].dtype)
 
     @cached_property
     def _taps(self) -> list[list[Tensor]]:
@@ -161,7 +170,7 @@ class Layer:
         """O×N from a map for each weight: I×N for a 1×1 kernel, flat I × N + 2·pitch + 2 for 3×3, rows `pitch` long."""
         if self.dtype == torch.int8 and maps[0].device.type == "cpu":
             total = torch._int_mm(self._matrix, self._columns(maps, pitch)).add_(self._byte_bias[row])
-            return self._requantised_bytes(total, self._byte_shift, self._scale)
+            return self._requantised_bytes(total)
         return self._requantised(self._sums(maps, pitch, row), self._scale)
 
     def at(self, maps: Sequence[Tensor], row: int = 0) -> Tensor:
@@ -169,21 +178,23 @@ class Layer:
         if self.dtype == torch.int8 and maps[0].device.type == "cpu":
             seen = torch.cat(list(maps), dim=1) if len(maps) > 1 else maps[0]
             total = torch._int_mm(seen, self._matrix.t()).add_(self._byte_bias[row].t())
-            return self._requantised_bytes(total, self._byte_shift.t(), self._scale.t())
+            return self._requantised_bytes(total.t()).t()
         out: Tensor | None = None
         for kind, (tap,), held in zip(self._maps, self._taps, maps, strict=True):
             weight, x = tap.t().to(held.device), held.to(tap.dtype)
             x = x + kind.offset if kind.offset else x
-            out = torch.addmm(self._bias[row].to(weight), x, weight) if out is None else out.addmm_(x, weight)
+            out = torch.addmm(self._real_bias[row].to(weight.device), x, weight) if out is None else out.addmm_(x, weight)
         assert out is not None
         return self._requantised(out, self._scale.t())
 
-    def _requantised_bytes(self, total: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """What comes of sums, int32, which are overwritten."""
+    def _requantised_bytes(self, total: Tensor) -> Tensor:
+        """What comes of sums O×N, int32, which are overwritten."""
         if self._shifts_bytes:
-            total.bitwise_right_shift_(shift)
+            if self._byte_factor is not None:
+                total.mul_(self._byte_factor)
+            total.bitwise_right_shift_(self._byte_shift)
             return total.clamp_(self.out.lowest - self.out.offset, self.out.highest - self.out.offset).to(torch.int8)
-        return self._requantised(total.to(self._tail), scale)
+        return self._requantised(total.to(self._tail), self._scale)
 
     def _requantised(self, total: Tensor, scale: Tensor) -> Tensor:
         """The same of sums in floating point."""
@@ -219,7 +230,7 @@ class Layer:
                 first = number // 3 * pitch + number % 3
                 stretch, weight = x[:, first : first + count], tap.to(x.device)
                 if out is None:
-                    out = torch.addmm(self._bias[row].to(weight)[:, None], weight, stretch)
+                    out = torch.addmm(self._real_bias[row].to(weight.device)[:, None], weight, stretch)
                 else:
                     out.addmm_(weight, stretch)
         assert out is not None
@@ -238,9 +249,14 @@ def rows(x: Tensor, width: int) -> Tensor:
 
 def neighbours(x: Tensor, here: Tensor, side: int, pitch: int) -> Tensor:
     """Numbers of a map L×C around places N of it, with kernels of a side: N × side²·C, tap by tap."""
+    return x.index_select(0, (here[:, None] + _around(side, pitch)).flatten()).view(len(here), -1)
+
+
+@lru_cache(maxsize=64)
+def _around(side: int, pitch: int) -> Tensor:
+    """Where the taps of a kernel are, seen from its middle."""
     taps = torch.arange(side) - side // 2
-    moved = here[:, None] + (taps[:, None] * pitch + taps).flatten()
-    return x.index_select(0, moved.flatten()).view(len(here), -1)
+    return (taps[:, None] * pitch + taps).flatten()
 
 
 def seen(exact: Tensor, shift: Integers, kind: Kind) -> Tensor:

@@ -35,7 +35,7 @@ one for each turn of each slice, its symbols sorted by table and, within a table
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Final
 
@@ -52,13 +52,10 @@ from codec.fixedpoint import LIMIT, Kind, Layer
 from codec.frozen import STEP_BITS, FrozenDensity, Integers, integers
 from codec.hyperfile import BITS
 from codec.inference import PRECISIONS
-from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, places, shapes
+from codec.layout import LOWEST_OCTAVE, PER_OCTAVE, TABLES, Sizes, analysis_shapes, shapes
+from codec.planes import BAND, MARGIN, alike, bands, by_table, means_and_tables, where
 from codec.rounding import LARGEST, Savings, nearest
 
-BAND: Final = 2048
-"""Positions that the slices' networks work on at a time: few enough for the cache, and for memory with the largest images."""
-MARGIN: Final = 2
-"""Zeros around the decoded latents: a kernel of 5×5 reaches so far."""
 Code = Callable[[slice, Integers, Integers, npt.NDArray[np.uint8]], Symbols]
 """Called with a slice's channels, the places of a turn (numbers of rows times the width plus columns), their means and tables S×N;
 returns the symbols S×N."""
@@ -96,20 +93,24 @@ class Hyperprior:
         self._side, self._seen = fixedpoint.kind(-side, side), fixedpoint.kind(-context, context)
         rectified, plain = fixedpoint.kind(0, inner), fixedpoint.kind(-LIMIT, LIMIT)
         finely, self._finely_seen = fixedpoint.kind(0, LIMIT), plain
+        # What fine slices see of the features: the same numbers, held as they are.
+        held = Kind(0, inner, 0, torch.float32)
 
         def layer(name: str, given: Kind, out: Kind, bias: Integers | int = 0, more: Mapping[str, slice] | None = None) -> Layer:
-            """A layer with what is added to its sum: convolutions of decoded latents, slice by slice, which `_look` shows it tap by tap."""
+            """A layer with what is added to its sum: convolutions of decoded latents, which `_look` shows it tap by tap."""
             weights, kinds, rows = [numbers[f"{name}.weight"]], [given], numbers[f"{name}.bias"] + np.atleast_2d(bias)
+            shown: dict[int, list[Integers]] = {}
             for part, channels in (more or {}).items():
                 weight = numbers[f"{part}.weight"]
                 views = np.split(weight, weight.shape[1] // (channels.stop - channels.start), axis=1)
                 for start, size in zip(sizes.starts, sizes.slices, strict=True):
                     if channels.start <= start < channels.stop:
                         first = start - channels.start
-                        own = np.concatenate([view[:, first : first + size] for view in views], axis=1)
-                        weights.append(own.transpose(0, 2, 3, 1).reshape(len(own), -1, 1, 1))
-                        kinds.append(plain if int(part.split(".")[1]) < sizes.fine else self._seen)
+                        shown.setdefault(weight.shape[2], []).extend(view[:, first : first + size] for view in views)
                 rows = rows + numbers.get(f"{part}.bias", 0)
+            for together in shown.values():
+                weights.append(np.concatenate(together, axis=1).transpose(0, 2, 3, 1).reshape(len(rows[0]), -1, 1, 1))
+                kinds.append(plain if int(name.split(".")[1]) < sizes.fine else self._seen)
             return Layer(weights, kinds, rows, numbers[f"{name}.shift"], out)
 
         self._coarse = layer("hyper_synthesis.conv1", self._side, rectified)
@@ -125,7 +126,9 @@ class Hyperprior:
             self._turns.append([])
             last = layer(f"slices.{k}.last", inside, plain)
             for turn in range(sizes.turns_of(k)):
-                first = layer(f"slices.{k}.features", rectified, inside, more=sizes.added(f"slices.{k}.features", turn))
+                first = layer(
+                    f"slices.{k}.features", held if k < sizes.fine else rectified, inside, more=sizes.added(f"slices.{k}.features", turn)
+                )
                 if more := sizes.added(f"slices.{k}.last", turn):
                     last = layer(f"slices.{k}.last", inside, plain, more=more)
                 self._turns[k].append((first, hidden, last))
@@ -138,6 +141,7 @@ class Hyperprior:
         self.silent = not self._analysis["conv3.weight"].any()
         """Whether the side information is zero for every image."""
         self._z_tables: dict[int, Tables] = {}
+        self._columns: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @cached_property
     def tables(self) -> Tables:
@@ -170,7 +174,7 @@ class Hyperprior:
         high, wide = 4 * few.shape[1], 4 * few.shape[2]
         small = self._features(few, quality, high, wide).view(-1, high, wide + 2)
         out = torch.zeros(len(small), height, width + 2, dtype=small.dtype)
-        out[:, :, :width] = small.index_select(1, _alike(height)).index_select(2, _alike(width))
+        out[:, :, :width] = small.index_select(1, alike(height)).index_select(2, alike(width))
         return out.flatten(1)
 
     def _features(self, z: Symbols, quality: int, height: int, width: int) -> Tensor:
@@ -181,7 +185,7 @@ class Hyperprior:
         middle = self._coarse.out.flat(middle)
         pitch = 2 * z.shape[2] + 2
         out = torch.zeros(self.sizes.features, height, width + 2, dtype=self._coarse.out.dtype)
-        for first, last in _bands(-(-height // 2), pitch):
+        for first, last in bands(-(-height // 2), pitch):
             part = self._fine([middle[:, first * pitch : (last + 2) * pitch + 2]], pitch, quality - 1)
             part = functional.pixel_shuffle(fixedpoint.rows(part, pitch - 2), 2)
             if self.late_bias is not None:
@@ -195,62 +199,79 @@ class Hyperprior:
         pitch = width + 2 * MARGIN
         with torch.autocast("cpu", enabled=False):
             features = self.features(z, quality, height, width).t().contiguous()
-            # What the networks see of each slice: places in rows, signed latents beside their sizes. Fine slices see themselves finely.
-            shape, sizes = (height + 2 * MARGIN) * pitch, [self.sizes.views * size for size in self.sizes.slices]
-            context = [torch.zeros((shape, size), dtype=self._seen.dtype) for size in sizes]
-            finely = [torch.zeros((shape, size), dtype=torch.float32) for size in sizes[: self.sizes.fine]]
+            shown = features.float() + self._coarse.out.offset if self.sizes.fine else features
+            # What the networks see of the slices so far: places in rows, of each slice signed latents beside their sizes. Fine slices
+            # see each other finely.
+            positions = (height + 2 * MARGIN) * pitch
+            context, finely = torch.empty((positions, 0), dtype=self._seen.dtype), torch.empty((positions, 0), dtype=torch.float32)
+            factors, offsets, steps = self._constants(quality)
             latents = torch.empty((self.latents, height * width), dtype=torch.int32)
             for k, (start, size) in enumerate(zip(self.sizes.starts, self.sizes.slices, strict=True)):
-                own = slice(start, start + size)
-                steps = torch.from_numpy(self.steps[quality - 1, own, None])
-                fine = k < self.sizes.fine
-                for turn in range(self.sizes.turns_of(k)):
-                    rows, columns = map(torch.from_numpy, places(self.sizes.turns_of(k), turn, height, width))
-                    if not len(rows):
+                own, fine, turns = slice(start, start + size), k < self.sizes.fine, self.sizes.turns_of(k)
+                if k == self.sizes.fine:
+                    shown = features
+                for turn in range(turns):
+                    at, here, there = where(turns, turn, height, width)
+                    if not len(at):
                         continue
-                    at = rows * width + columns
-                    # Of a map with a margin, and of one with two columns too many.
-                    here, there = (rows + MARGIN) * pitch + columns + MARGIN, rows * (width + 2) + columns
                     parts = [
-                        self._look(k, turn, features.index_select(0, there[band]), finely if fine else context, here[band], pitch)
+                        self._look(k, turn, shown.index_select(0, there[band]), finely if fine else context, here[band], pitch)
                         for band in (slice(first, first + BAND) for first in range(0, len(at), BAND))
                     ]
-                    means, tables = self._means_and_tables(torch.cat(parts) if len(parts) > 1 else parts[0], own, quality)
+                    given = torch.cat(parts) if len(parts) > 1 else parts[0]
+                    means, tables = means_and_tables(given, factors[own], offsets[own])
                     symbols = torch.from_numpy(code(own, at.numpy(), means.numpy(), tables.numpy()))
-                    exact = symbols.long().mul_(steps).add_(means)
-                    latents[own, at] = exact.clamp(-LARGEST, LARGEST).int()
-                    if fine:
-                        self._show(finely[k], here, fixedpoint.seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, self._finely_seen))
-                    self._show(context[k], here, fixedpoint.seen(exact, self.context_shift[own], self._seen))
+                    exact = symbols.long().mul_(steps[own]).add_(means)
+                    latents[own].index_copy_(1, at, exact.clamp(-LARGEST, LARGEST).int())
+                    if turn == 0:
+                        context = self._wider(context, size)
+                        finely = self._wider(finely, size) if fine else finely
+                    last = turn == turns - 1
+                    if fine and not (last and k == self.sizes.fine - 1):
+                        self._show(finely, here, fixedpoint.seen(exact.clone(), self.spread[own] + STEP_BITS - BITS, self._finely_seen))
+                    if not (last and own.stop == self.latents):
+                        self._show(context, here, fixedpoint.seen(exact, self.context_shift[own], self._seen))
         return latents.view(-1, height, width).numpy()
 
-    def _show(self, seen: Tensor, here: Tensor, latents: Tensor) -> None:
-        """Enter latents S×N at places N of a slice's map."""
-        signed = latents.t()
-        seen.index_copy_(0, here, torch.cat([signed, signed.abs()], dim=1) if self.sizes.views == 2 else signed)
+    def _wider(self, seen: Tensor, size: int) -> Tensor:
+        """A map with room for a slice behind those before it."""
+        return functional.pad(seen, (0, self.sizes.views * size))
 
-    def _look(self, k: int, turn: int, features: Tensor, seen: Sequence[Tensor], here: Tensor, pitch: int) -> Tensor:
+    def _show(self, seen: Tensor, here: Tensor, latents: Tensor) -> None:
+        """Enter latents S×N at places N of a map, the last of its slices."""
+        signed = latents.t()
+        own = torch.cat([signed, signed.abs()], dim=1) if self.sizes.views == 2 else signed
+        seen[:, -own.shape[1] :].index_copy_(0, here, own)
+
+    def _look(self, k: int, turn: int, features: Tensor, seen: Tensor, here: Tensor, pitch: int) -> Tensor:
         """What the last layer of a slice gives at places N of a turn, N×2S, with features N×H2."""
         first, hidden, last = self._turns[k][turn]
-        maps, direct = [features, *(fixedpoint.neighbours(before, here, self.sizes.kernel, pitch) for before in seen[:k])], []
-        if turn:
-            own = fixedpoint.neighbours(seen[k], here, self.sizes.own_kernel(k), pitch)
+        side, own_side = self.sizes.kernel, self.sizes.own_kernel(k)
+        width = self.sizes.views * self.sizes.slices[k]
+        maps, direct = [features], []
+        if not turn:
+            maps += [fixedpoint.neighbours(seen, here, side, pitch)] if k else []
+        elif k and side == own_side:
+            maps.append(fixedpoint.neighbours(seen, here, side, pitch))
+        else:
+            maps += [fixedpoint.neighbours(seen[:, :-width], here, side, pitch)] if k else []
+            own = fixedpoint.neighbours(seen[:, -width:], here, own_side, pitch)
             maps.append(own)
             if self.sizes.direct(k):
-                size = self.sizes.slices[k]
-                direct = [own.view(len(own), -1, self.sizes.views * size)[:, :, :size].flatten(1)]
+                direct = [own.view(len(own), -1, width)[:, :, : self.sizes.slices[k]].flatten(1)]
         return last.at([hidden.at([first.at(maps)]), *direct])
 
-    def _means_and_tables(self, given: Tensor, own: slice, quality: int) -> tuple[Tensor, Tensor]:
-        """μ in units of 2⁻¹⁶, int64, and choices of table, both S×N, from what the last layer gave, N×2S."""
-        spread = self.spread[own, None]
-        mean, octave = given.t().contiguous().chunk(2)
-        means = (mean * torch.from_numpy(2.0 ** (spread + STEP_BITS - BITS)).float()).long()
-        # Of log2 σ/Δ, all that is known before.
-        known = ((spread - LOWEST_OCTAVE) << BITS) - self.log2_steps[quality - 1, own, None]
-        offset = torch.from_numpy(PER_OCTAVE * known + (1 << (BITS - 1))).int()
-        index = torch.add(offset, octave.int(), alpha=PER_OCTAVE).bitwise_right_shift_(BITS)
-        return means, index.clamp_(0, TABLES - 1).to(torch.uint8)
+    def _constants(self, quality: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For each channel: what the mean is multiplied by, what is added to the choice of table, both as columns, and the step."""
+        found = self._columns.get(quality)
+        if found is None:
+            # Of log2 σ/Δ, all that is known before.
+            known = ((self.spread - LOWEST_OCTAVE) << BITS) - self.log2_steps[quality - 1]
+            columns = (2.0 ** (self.spread + STEP_BITS - BITS)).astype(np.float32), PER_OCTAVE * known + (1 << (BITS - 1))
+            factors, offsets, steps = (torch.from_numpy(column[:, None]) for column in (*columns, self.steps[quality - 1]))
+            found = factors, offsets.int(), steps
+            self._columns = {quality: found}  # of the last quality only
+        return found
 
     # The encoder
 
@@ -307,7 +328,7 @@ class Hyperprior:
             # Single precision holds means exactly, and which way a tie is rounded is the encoder's choice.
             residual = exact[own, torch.from_numpy(at)].mul_(1 << STEP_BITS).sub_(torch.from_numpy(means).float())
             symbols = self._savings.rounded(residual.div_(steps[own]), torch.from_numpy(tables), thrift)
-            order, counts = _by_table(tables)
+            order, counts = by_table(tables)
             put(symbols.reshape(-1)[order], counts, self.tables)
             return symbols
 
@@ -360,7 +381,7 @@ class Hyperprior:
         z = reader.get(np.full(shape[0], shape[1] * shape[2], np.int64), self.z_tables(quality)).reshape(shape)
 
         def code(own: slice, at: Integers, means: Integers, tables: npt.NDArray[np.uint8]) -> Symbols:
-            order, counts = _by_table(tables)
+            order, counts = by_table(tables)
             symbols = np.empty(tables.size, np.int32)
             symbols[order] = reader.get(counts, self.tables)
             return symbols.reshape(tables.shape)
@@ -372,26 +393,3 @@ class Hyperprior:
     def dequantise(self, latents: Symbols, quality: int) -> npt.NDArray[np.float32]:
         """What the synthesis takes."""
         return latents.astype(np.float32) * np.float32(2.0**-STEP_BITS)
-
-
-def _bands(height: int, pitch: int) -> list[tuple[int, int]]:
-    """First rows, and those behind the last, of bands of about `BAND` positions."""
-    count = max(1, BAND // pitch)
-    return [(first, min(first + count, height)) for first in range(0, height, count)]
-
-
-def _alike(count: int) -> Tensor:
-    """For each of so many rows of features of zeros, or columns, one that is the same where there are at most eight.
-
-    Pairs of rows alternate; the first pair and the last one see margins.
-    """
-    row = torch.arange(count)
-    pair, last = row // 2, 2 * -(-count // 4) - 1
-    inner = torch.where(pair == 0, 0, 2 - pair % 2)
-    return 2 * torch.where(pair == last, min(last, 3), inner) + row % 2
-
-
-def _by_table(tables: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], Integers]:
-    """The order in which a slice's symbols are coded, and how many of them with each table."""
-    flat = tables.reshape(-1)
-    return np.argsort(flat, kind="stable"), np.bincount(flat, minlength=TABLES).astype(np.int64)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -152,9 +151,8 @@ def sizes_of(metadata: Mapping[str, Any]) -> Sizes:
     return Sizes(**{**named, "slices": tuple(named["slices"]), "turns": tuple(named.get("turns", ()))})
 
 
-@lru_cache(maxsize=64)
 def places(count: int, turn: int, height: int, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows and columns of the places of a turn, of so many, in row-major order; not to be written to."""
+    """Rows and columns of the places of a turn, of so many, in row-major order."""
     rows, columns = np.nonzero(mask(count, turn, height, width))
     return rows, columns
 
