@@ -107,6 +107,7 @@ def refine(
     weight: float,
     schedule: tuple[int, int],
     tick: Callable[[], None] = lambda: None,
+    tune: str = "psnr",
 ) -> tuple[Tensor, Tensor | None]:
     """Better latents 1×M×h×w and side information (in units of its steps), both still to be rounded.
 
@@ -123,7 +124,7 @@ def refine(
 
     best = (math.inf, y, side)
     for _ in range(rounds):
-        y, side = _round(y, side, objective, entropy.step, entropy.pace, steps, tick)
+        y, side = _round(y, side, objective, entropy.step, entropy.paces[tune], steps, tick)
         with torch.no_grad():
             loss, decoded = objective(y, side, torch.round)
             best = min(best, (float(loss), y, side), key=lambda found: found[0])

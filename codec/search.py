@@ -146,6 +146,7 @@ class Search:
                 weight,
                 self._schedule,
                 self._tick,
+                self._tune,
             )
             inner = part.seen_from(seen).slices
             found[:, part.slices[0], part.slices[1]] = y_found[0, :, inner[0], inner[1]].numpy()
