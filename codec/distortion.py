@@ -57,7 +57,7 @@ class Similarity:
         offsets = torch.arange(_SIDE, dtype=wanted.dtype) - _SIDE // 2
         window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
         window /= window.sum()
-        self._windows = [window.view(shape).expand(wanted.shape[1], *shape) for shape in ((1, _SIDE, 1), (1, 1, _SIDE))]
+        self._windows = window.view(1, 1, _SIDE, 1), window.view(1, 1, 1, _SIDE)
         self._scales: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         """Of each scale: what is wanted, its mean and its variance in each window, and how much the window counts."""
         while len(self._scales) < len(EXPONENTS) and min(wanted.shape[2:]) >= _SIDE:
@@ -87,10 +87,11 @@ class Similarity:
 
     def _means(self, *maps: Tensor) -> list[Tensor]:
         """Of each map, the means in all windows."""
-        x = torch.cat(maps)
+        # With channels last, convolutions channel by channel are several times as fast.
+        x = torch.cat(maps, dim=1).contiguous(memory_format=torch.channels_last)
         for window in self._windows:
-            x = functional.conv2d(x, window, groups=len(window))
-        return list(x.chunk(len(maps)))
+            x = functional.conv2d(x, window.expand(x.shape[1], -1, -1, -1), groups=x.shape[1])
+        return list(x.chunk(len(maps), dim=1))
 
 
 def _halved(x: Tensor) -> Tensor:
