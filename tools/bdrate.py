@@ -18,6 +18,7 @@ from tools.results import Curve, Floats, stored_curves
 WORST = 5
 """How many images a list of the worst names."""
 README_ANCHORS = ("jpeg-420", "jpeg2000", "webp", "jxl", "avif-psnr")
+MS_SSIM_ANCHORS = ("jpeg-420", "jpeg2000", "webp", "jxl", "avif-psnr", "avif-iq")
 METRICS = {"psnr": "PSNR (RGB)", "psnr_luma": "luma PSNR (Y')", "ms_ssim_db": "MS-SSIM (dB)"}
 
 
@@ -99,10 +100,10 @@ def per_image_table(curves: Sequence[Curve], names: dict[str, str], metric: str 
     return _table(["codec", "anchor", "averaged curve", "common range, dB", "mean", "median", "worst image", "images"], rows)
 
 
-def readme_table(folder: Path, anchors: Sequence[str] = README_ANCHORS) -> str:
-    """The table of averaged-curve BD-rates that the README shows: every codec in a folder of results against a few (by key)."""
+def readme_table(folder: Path, anchors: Sequence[str] = README_ANCHORS, metric: str = "psnr") -> str:
+    """A table of averaged-curve BD-rates as the README shows them: every codec in a folder of results against a few (by key)."""
     curves = stored_curves(folder)
-    return markdown_table(curves, [curve for key in anchors for curve in curves if curve.key == key])
+    return markdown_table(curves, [curve for key in anchors for curve in curves if curve.key == key], metric)
 
 
 def worst_images_table(tests: Sequence[Curve], anchors: Sequence[Curve], names: dict[str, str], metric: str = "psnr") -> str:
