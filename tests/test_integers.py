@@ -31,9 +31,9 @@ def test_the_rows_are_the_bits_of_the_tables(out: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["quality"]) for row in rows] == QUALITIES
     ((name, pixels),) = integers.crops_of(SAMPLES, 1, 128)
-    model = codec.load("hyperprior-8", "fp32")
+    model = codec.load("hyperprior-9", "fp32")
     assert isinstance(model.entropy, Hyperprior)
-    y, tensors = model.analyse(pixels), load_file(registry.path_of("hyperprior-8"))
+    y, tensors = model.analyse(pixels), load_file(registry.path_of("hyperprior-9"))
     # With the shape as it was trained, as the floats have it.
     del tensors["shape.fitted"]
     entropy = Hyperprior(tensors, model.steps, model.entropy.sizes)
@@ -69,8 +69,8 @@ def test_the_default_model_loses_little() -> None:
 
 
 def test_float_weights_are_those_of_training() -> None:
-    model = codec.load("hyperprior-8", "fp32")
-    thawed = integers.thaw(model, registry.path_of("hyperprior-8"))
+    model = codec.load("hyperprior-9", "fp32")
+    thawed = integers.thaw(model, registry.path_of("hyperprior-9"))
     weights = float_weights(model.entropy)
     state = thawed.state_dict()
     for name, tensor in weights.items():

@@ -19,7 +19,7 @@ from codec.search import ITERATIONS, Search
 from tools.bdrate import bd_rate
 from tools.metrics import decibels, ms_ssim
 
-SHIPPED = [("hyperprior-8", 60), ("lambda-0.013", 1)]
+SHIPPED = [("hyperprior-9", 60), ("lambda-0.013", 1)]
 
 
 @pytest.fixture(params=["tiny_model", "tiny_hyper"])
@@ -185,7 +185,7 @@ def test_the_search_can_be_tuned_for_ms_ssim(tiny: Model, photograph: np.ndarray
 
 
 def test_tuned_for_ms_ssim_the_curve_moves_to_the_left(photograph: np.ndarray) -> None:
-    model, image = codec.load("hyperprior-8"), photograph[100:276, 200:392]
+    model, image = codec.load("hyperprior-9"), photograph[100:276, 200:392]
     curves = []
     for tune, effort in (("psnr", 0), ("ms-ssim", 1)):
         files = [model.encode(image, quality, effort, tune) for quality in (40, 60, 80)]
@@ -211,7 +211,7 @@ def test_another_distortion_is_not_searched_for(photograph: np.ndarray) -> None:
 
 def test_the_curve_moves_to_the_left(photograph: np.ndarray) -> None:
     """Fewer bits at equal PSNR, not only another place on the same curve."""
-    model, image = codec.load("hyperprior-8"), photograph[150:246, 200:344]
+    model, image = codec.load("hyperprior-9"), photograph[150:246, 200:344]
     curves = []
     for effort in (0, 3):
         files = [model.encode(image, quality, effort) for quality in (40, 60, 80)]

@@ -1,6 +1,6 @@
 """What the encoder's search brings, and what it takes.
 
-    python -m tools.effort IMAGES… --out data/results/effort.json --models hyperprior-8 --qualities 15 35 55 75 95 --efforts 0 4 9
+    python -m tools.effort IMAGES… --out data/results/effort.json --models hyperprior-9 --qualities 15 35 55 75 95 --efforts 0 4 9
 
 Every image is coded at each effort and quality to a real file and decoded again. Of each effort, the table beside the JSON file shows
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     new.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="image files, or folders of them")
     new.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="measurements; the table is written beside it")
-    new.add_argument("--models", nargs="+", default=["hyperprior-8"], metavar="MODEL", help="names or files of models")
+    new.add_argument("--models", nargs="+", default=["hyperprior-9"], metavar="MODEL", help="names or files of models")
     new.add_argument("--qualities", nargs="+", type=int, default=[15, 35, 55, 75, 95], metavar="Q", help="of variable-rate models")
     new.add_argument("--efforts", nargs="+", type=int, default=[4, 9], metavar="N", help="those to measure besides 0")
     new.add_argument("--time", type=Path, metavar="IMAGE", help="measure the time of all efforts, with this image")

@@ -1,6 +1,6 @@
 """What integer arithmetic costs a model of profile 2: bits of its networks in integers against the same networks in floating point.
 
-python -m tools.integers PHOTOS                        hyperprior-8, 16 crops of 512×512, writes data/results/integers.csv and .md
+python -m tools.integers PHOTOS                        hyperprior-9, 16 crops of 512×512, writes data/results/integers.csv and .md
 python -m tools.integers PHOTOS --model my.safetensors --qualities 1 50 100 --out results
 
 The networks are thawed from the model file and frozen again, with ranges of their maps measured on other photographs than those that
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path, help="a folder of photographs, none of them from a test set")
-    parser.add_argument("--model", default="hyperprior-8", help="a shipped model's name, or a file")
+    parser.add_argument("--model", default="hyperprior-9", help="a shipped model's name, or a file")
     parser.add_argument("--crops", type=int, default=16)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--shown", type=int, default=16, help="photographs that the maps' ranges are measured on")

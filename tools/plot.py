@@ -28,7 +28,7 @@ RATES: Final = (0.085, 2.2)
 # Okabe and Ito's colours, darkened until they read on white; the lightness differs between neighbours.
 _COLOURS: Final = ("#b2182b", "#0a5a9c", "#5a5a5a", "#d1730d", "#00805a", "#8a3d8f", "#1f9bc9", "#7a5c00", "#303030", "#c04f8b")
 _MARKERS: Final = ("s", "^", "v", "D", "p", "X", "<", ">", "h", "*")
-_RDAE: Final = (("#000000", "o"), ("#000000", "D"), ("#444444", "s"), ("#444444", "^"))
+_RDAE: Final = (("#000000", "o"), ("#000000", "D"), ("#444444", "s"), ("#444444", "^"), ("#222222", "v"), ("#222222", "P"))
 
 _RATE_TICKS: Final = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2)
 
