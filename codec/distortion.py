@@ -47,7 +47,8 @@ class Similarity:
 
     With all pixels counted it is what everyone computes: five scales, each half as large as the one before it, and 11×11 Gaussian windows
     of σ = 1.5 that lie within the picture. In smaller pictures, where not all of the scales hold a window, the exponents of those that
-    do are scaled to the same sum. Where not all pixels count, windows do as far as their middles.
+    do are scaled to the same sum. Where not all pixels count, windows do as far as their middles. pytorch-msssim, which measures everything
+    in `tools`, has neither, and computes what is wanted anew at each step.
     """
 
     def __init__(self, wanted: Tensor, counted: Tensor) -> None:

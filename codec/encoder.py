@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 """Called with how many windows are done, or with effort how many steps of the search, and how many there are."""
 MOST_EFFORT: Final = 9
 TUNED_EFFORT: Final = 1
-"""The usual one where there must be some: it brings nine tenths of what there is to gain in MS-SSIM."""
+"""The usual one where there must be some: on Kodak it brings 15 % in MS-SSIM, where effort 4 brings 16.5."""
 TUNES: Final = ("psnr", "ms-ssim")
 """What to search for, the usual one first."""
 
@@ -59,6 +59,8 @@ class Encoder:
         effort = effort_of(effort, tune)
         if not 0 <= effort <= MOST_EFFORT:
             raise ImageError(f"effort runs from 0 to {MOST_EFFORT}; not {effort}")
+        if tune != TUNES[0] and not effort:
+            raise ImageError(f"tune {tune} is up to the search, and effort 0 makes none; 1 to {MOST_EFFORT} do")
         self.model = model
         self.picture = picture
         self.jobs = jobs
@@ -70,8 +72,6 @@ class Encoder:
         self._size = tiles.latents_of(picture.height, picture.width)
         self._windows = list(itertools.chain(*tiles.grid(*self._size, tiles.WINDOW)))
         self._other_chunks = _other_chunks(picture)
-        if tune != TUNES[0] and not effort:
-            raise ImageError(f"tune {tune} is up to the search, and effort 0 makes none; 1 to {MOST_EFFORT} do")
         self._effort, self._tune = effort, tune
         self._found: dict[int, dict[Box, bytes]] = {}
 

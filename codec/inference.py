@@ -45,7 +45,7 @@ def best_precision(processor: Path = Path("/proc/cpuinfo")) -> str:
 def check_precision(name: str) -> str:
     """The precision, fp32 or bf16, that is meant, also by "auto". Raises `ModelError` for anything else."""
     if name != "auto" and name not in PRECISIONS:
-        raise ModelError(f"there is no precision {name!r}: it is auto, fp32 or bf16")
+        raise ModelError(f"there is no precision {name!r}: it is fp32, bf16 or auto")
     return best_precision() if name == "auto" else name
 
 

@@ -58,9 +58,11 @@ def gradients() -> Iterator[None]:
 def synthesiser(model: Model, quality: int) -> Synthesis:
     """The synthesis of a quality with gradients: latents 1×M×h×w to pixels 1×3×16h×16w on 0…255, which may leave that range a little.
 
-    It computes in the precision that a decoder would, so that bf16 halves the time where the processor has it, and what it loses is known.
+    Where steps are not fine it computes in bf16 if the processor has that, whatever the pictures are shown in: what is found so is up to
+    0.05 % worse by the objective, in two thirds of the time.
     """
-    precision = PRECISIONS[model.precision_at(quality)]
+    chooser = model if model.choice == "bf16" else model.in_precision("auto")
+    precision = PRECISIONS[chooser.precision_at(quality)]
     synthesis = copy.deepcopy(model.synthesis_at(quality))
     network, centre = synthesis[:-1].to(precision).to(memory_format=torch.channels_last), synthesis[-1]
     return lambda y: 255 * centre(network(y.to(precision, memory_format=torch.channels_last)).float())

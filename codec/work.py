@@ -43,7 +43,7 @@ class Options:
     jobs: int = 1
     """Threads for one file."""
     max_pixels: int | None = None
-    precision: str = "auto"
+    precision: str = "fp32"
     effort: int | None = None
     tune: str = "psnr"
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_model_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codec import refine
-from codec.model import Model
+from codec import inference, refine
+from codec.model import Model, from_bytes
 from codec.soft import SoftFactorized
 from codec.tiles import Box
 
@@ -37,6 +38,21 @@ def test_the_synthesis_with_gradients_is_the_synthesis(tiny_model: Model, photog
     shown = refine.synthesiser(tiny_model, 2)(torch.from_numpy(y)[None])[0].permute(1, 2, 0)
     exact = tiny_model.restore_window(y, 2, Box(0, 0, 4, 6))
     np.testing.assert_allclose(shown.round().clamp(0, 255).numpy(), exact, atol=1)
+
+
+def test_a_search_shows_what_is_fine_in_single_precision(photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the rest in bf16 where the processor has it, unless all is to be in bf16, whatever the model shows its pictures in."""
+    monkeypatch.setattr(Model, "lambda_at", lambda model, quality: {1: 0.02, 2: 0.04}[quality])
+    shown = {}
+    for best in ("fp32", "bf16"):
+        monkeypatch.setattr(inference, "best_precision", lambda best=best: best)
+        model = from_bytes(tiny_model_bytes(), "tiny")
+        y = torch.from_numpy(model.analyse(photograph[:64, :96]))[None]
+        for chosen in (model, model.in_precision("bf16")):
+            shown |= {(best, chosen.choice, quality): refine.synthesiser(chosen, quality)(y) for quality in (1, 2)}
+    exact = {quality: shown["fp32", "fp32", quality] for quality in (1, 2)}
+    same = {key for key, picture in shown.items() if torch.equal(picture, exact[key[2]])}
+    assert same == {("fp32", "fp32", 1), ("fp32", "fp32", 2), ("bf16", "fp32", 2)}
 
 
 @pytest.mark.parametrize("grey", [False, True])

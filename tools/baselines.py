@@ -187,7 +187,7 @@ def rdae(models: Sequence[str] = (), qualities: Sequence[int] = ()) -> list[Code
             suffix, title = ("", "") if distortion == "mse" else ("-ms-ssim", ", for MS-SSIM")
             encode, decode = partial(_rdae_encode, models=paths), partial(_rdae_decode, models=paths)
             name = f"rdae, one model per λ{title}"
-            settings = f"fixed-λ models, trained for {distortion}"
+            settings = f"fixed-λ models, trained for {distortion}, computed in {next(iter(fixed.values())).precision}"
             curves.append(Codec(f"rdae-fixed{suffix}", name, settings, library, "model", tuple(paths), encode, decode))
     for name, model in loaded.items():
         if model.qualities > 1:
@@ -195,7 +195,8 @@ def rdae(models: Sequence[str] = (), qualities: Sequence[int] = ()) -> list[Code
             if not all(1 <= q <= model.qualities for q in ladder):
                 raise ModelError(f"model {model.name} has qualities 1…{model.qualities}")
             encode, decode = partial(_rdae_encode, models={"": name}), partial(_rdae_decode, models={"": name})
-            settings = f"variable-rate model {model.name}@{model.sha256[:8]}, trained for {_distortion(model)}"
+            about = f"trained for {_distortion(model)}, computed in {model.precision}"
+            settings = f"variable-rate model {model.name}@{model.sha256[:8]}, {about}"
             limits = (1, model.qualities)
             curves.append(Codec(f"rdae-{model.name}", f"rdae {model.name}", settings, library, "quality", ladder, encode, decode, limits))
     return curves

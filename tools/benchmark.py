@@ -33,6 +33,7 @@ import torch.nn.functional as F
 
 import codec
 from codec import image as images
+from codec import inference
 from codec.errors import RdaeError
 from tools.contenders import Contender, compressai, pillow, rdae, stopwatch
 from tools.processes import ROOT, cold_starts, many_files, mosaic, summary
@@ -203,7 +204,7 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All the parts that are asked for. Raises `RdaeError` for an image or a model that cannot be read."""
     torch.set_num_threads(arguments.threads)
-    precisions = ["fp32", "bf16"] if arguments.device == "cuda" or codec.load(arguments.model).precision == "bf16" else ["fp32"]
+    precisions = ["fp32", "bf16"] if arguments.device == "cuda" or inference.best_precision() == "bf16" else ["fp32"]
     photographs = {path.name: images.read(path) for path in arguments.images}
     first = next(iter(photographs.values()))
     result: dict[str, Any] = {"machine": machine(arguments)}

@@ -201,7 +201,8 @@ class Config:
         return {**dataclasses.asdict(self), "lambdas": list(self.lambdas), "slices": list(self.slices), "turns": list(self.turns)}
 
 
-FREE_TO_CHANGE = {"steps", "decay", "match_steps", "validate_every", "save_every", "files_every", "threads", "data", "device", "compile"}
+FREE_TO_CHANGE = {"steps", "decay", "match_steps", "validate_every", "save_every", "files_every", "data"}
+FREE_TO_CHANGE |= {"threads", "device", "precision", "compile"}
 """Settings that a resumed run may change: they do not alter what was trained so far."""
 
 
