@@ -65,7 +65,7 @@ def compress(
     smallest with at least so many dB; an `RdaeWarning` says when that is out of the model's reach. `tile` is the side of the tiles
     in pixels (128, 256, 512 or 1024, the default; 0 for none), `jobs` the number of threads; `precision` is as in `load`. `effort`, 0…9, is
     how long the encoder searches for a better stream, 0 (None, the default) not at all; `tune`, "psnr" or "ms-ssim", says by what measure
-    it should be better. For "ms-ssim" there must be a search, of effort 1 if nothing else is asked for.
+    it should be better. For "ms-ssim" there must be a search, of effort 2 if nothing else is asked for.
 
     Raises `ImageError`, `DimensionsError`, `ModelError`.
     """

@@ -23,8 +23,9 @@ EXPONENTS: Final = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of the scales, the finest first (Wang, Simoncelli, Bovik 2003, section 4)."""
 SIMILARITY_FACTOR: Final = 700.0
 SIMILARITY_POWER: Final = 0.8
-"""What 1 - MS-SSIM is worth where λ is what squared errors are: μ = factor · λ^power. On six crops of held-out photographs, files become
-12 % larger at low rates and 1 % at the highest; 447 and 0.7, or 1300 and 1, bring 0.4 and 0.8 % less."""
+"""What 1 - MS-SSIM is worth where λ is what squared errors are: μ = factor · λ^power. On six crops of held-out photographs, at
+effort 4, files become 9 % larger at low rates and 2 % smaller at the highest. With one round of twelve steps, 447 and 0.7, or 1300 and 1,
+bring 0.4 and 0.8 % less."""
 _SIDE: Final = 11
 _SIGMA: Final = 1.5
 _LEAST: Final = 1e-6

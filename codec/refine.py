@@ -12,6 +12,10 @@ synthesis adds them up. There is no chance in it: the same image gives the same 
 threads, gradients may be added up in another order, and a few latents of thousands then settle elsewhere.
 
 What s_α promises is far more than rounding then gives (20 to 40 % of the bits against 1 to 8 %, in single precision, after one round).
+Therefore there are several short rounds, each from what the one before it would be rounded to. On six crops of held-out photographs at
+four qualities, 42 steps save 8.3 % of the bits in three rounds and 10.9 % in six, with steps that become shorter and an α that begins
+higher from round to round; for MS-SSIM, 29.1 and 32.3 %.
+
 Tried against that, on crops of held-out photographs, and no better: contexts that see rounded latents with the gradient of the identity,
 noise beside s_α, slices that settle one after the other, straight-through rounding, and flipping single symbols by gradient and
 curvature, of which two in three are good by themselves and many together are not.
@@ -37,12 +41,15 @@ from codec.soft import Relax, SoftFactorized, SoftHyperprior
 if TYPE_CHECKING:
     from codec.model import Model
 
-FIRST_ALPHA: Final = 3.5
+FIRST_ALPHAS: Final = (5.0, 9.0)
+"""What α begins with, in the first round and in the last one."""
 LAST_ALPHA: Final = 18.0
-LAST_RATE: Final = 0.05
-"""The learning rate falls to this part of what it began with."""
-BETAS: Final = (0.8, 0.99)
-NEAR: Final = 0.45
+LAST_PACE: Final = 1 / 3
+"""From the first round to the last one, steps become so much shorter."""
+LAST_RATE: Final = 0.2
+"""Within a round they do to this part."""
+BETAS: Final = (0.6, 0.99)
+NEAR: Final = 0.3
 """So far from whole numbers, in steps, the latents lie at most that a round starts from."""
 Synthesis = Callable[[Tensor], Tensor]
 Objective = Callable[[Tensor, Tensor | None, Relax], tuple[Tensor, Tensor]]
@@ -118,6 +125,7 @@ def refine(
     integers tells its neighbours more than will be coded, and the longer a round lasts, the more of what it gains is of that kind.
     """
     rounds, steps = schedule
+    first, last = FIRST_ALPHAS
 
     def objective(y: Tensor, side: Tensor | None, relax: Relax) -> tuple[Tensor, Tensor]:
         """What is minimised, with a function in the place of rounding, and the decoded latents."""
@@ -125,8 +133,10 @@ def refine(
         return bits + weight * scene.distortion(decoded, synthesise), decoded
 
     best = (math.inf, y, side)
-    for _ in range(rounds):
-        y, side = _round(y, side, objective, entropy.step, entropy.paces[tune], steps, tick)
+    for number in range(rounds):
+        done = number / max(1, rounds - 1)
+        pace, alpha = entropy.paces[tune] * LAST_PACE**done, first * (last / first) ** done
+        y, side = _round(y, side, objective, entropy.step, pace, alpha, steps, tick)
         with torch.no_grad():
             loss, decoded = objective(y, side, torch.round)
             best = min(best, (float(loss), y, side), key=lambda found: found[0])
@@ -136,15 +146,21 @@ def refine(
 
 
 def _round(
-    y: Tensor, side: Tensor | None, objective: Objective, unit: Tensor, pace: float, steps: int, tick: Callable[[], None]
+    y: Tensor,
+    side: Tensor | None,
+    objective: Objective,
+    unit: Tensor,
+    pace: float,
+    alpha: float,
+    steps: int,
+    tick: Callable[[], None],
 ) -> tuple[Tensor, Tensor | None]:
     """So many steps of Adam in units of the quantiser's, its second moments being means over a channel.
 
     In these units all latents of a channel are about as curved, so that each should go by the size of its own gradient: what costs little
     where it is stays there, while element by element everything would go equally far.
     """
-    # Few steps must be long ones, and there is little time to forget where the integers are.
-    rate, alpha = min(0.1, pace / math.sqrt(steps)), min(5.0, max(FIRST_ALPHA, 36 / steps))
+    rate = min(0.1, pace / math.sqrt(steps))  # few steps must be long ones
     start = [y / unit] + ([] if side is None else [side])
     values = [value.clone().requires_grad_() for value in start]
     moments = [(torch.zeros_like(value), torch.zeros(value.shape[1], 1, 1)) for value in values]

@@ -33,7 +33,7 @@ from codec.transforms import STRIDE
 if TYPE_CHECKING:
     from codec.model import Model
 
-SCHEDULES: Final = ((0, 0), (1, 3), (1, 5), (1, 8), (1, 12), (2, 8), (2, 9), (2, 11), (2, 14), (3, 14))
+SCHEDULES: Final = ((0, 0), (1, 3), (2, 3), (2, 4), (3, 4), (4, 4), (5, 4), (6, 4), (6, 5), (6, 7))
 """Of each effort, how many rounds it takes, and how many gradient steps there are in each."""
 ITERATIONS: Final = tuple(rounds * steps for rounds, steps in SCHEDULES)
 """Gradient steps of each effort."""

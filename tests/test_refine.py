@@ -87,7 +87,7 @@ def test_refined_latents_lower_the_objective_once_they_are_rounded(tiny_model: M
     assert objective(found) < objective(y) and side is None and len(ticks) == 12
     again, _ = refine.refine(y, None, soft, scene, synthesise, 0.013, (1, 12))
     assert torch.equal(found, again)
-    # The first of several rounds is the same, and none that is worse is returned.
+    # Of several rounds the first is the same, and none that is worse is returned.
     further, _ = refine.refine(y, None, soft, scene, synthesise, 0.013, (3, 12), lambda: ticks.append(1))
     assert objective(further) < objective(found) and len(ticks) == 12 + 36
 

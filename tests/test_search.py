@@ -54,7 +54,7 @@ def test_no_effort_is_a_plain_forward_pass(tiny: Model, photograph: np.ndarray) 
     assert container.read(data).latents == tiny.entropy.encode(tiny.analyse(image), 2)
 
 
-@pytest.mark.parametrize("effort", [1, 4])
+@pytest.mark.parametrize("effort", [2, 4])
 def test_what_was_found_is_what_is_decoded(tiny: Model, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch, effort: int) -> None:
     image, given = photograph[:100, :90], []
     encode = tiny.entropy.encode
@@ -177,7 +177,7 @@ def test_the_search_can_be_tuned_for_ms_ssim(tiny: Model, photograph: np.ndarray
         image = np.dstack([image, np.where(np.arange(shape[1]) > 30, 0, 255)[None].repeat(shape[0], 0).astype(np.uint8)])
     files = [tiny.encode(image, 2), tiny.encode(image, 2, effort=2, tune="ms-ssim"), tiny.encode(image, 2, effort=2)]
     assert all(tiny.decode(data).shape == image.shape for data in files)
-    assert tiny.encode(image, 2, tune="ms-ssim") == tiny.encode(image, 2, effort=1, tune="ms-ssim")
+    assert tiny.encode(image, 2, tune="ms-ssim") == tiny.encode(image, 2, effort=2, tune="ms-ssim")
     if min(shape[:2]) > 160:
         weight = distortion.weight(tiny, "ms-ssim", 2) * image[..., 0].size
         plain, tuned, other = (8 * len(data) - weight * (ms_ssim(image, tiny.decode(data)) or 0) for data in files)

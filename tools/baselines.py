@@ -26,6 +26,7 @@ from PIL import Image, __version__, features
 import codec
 from codec.errors import ModelError
 from codec.model import Model
+from codec.search import SCHEDULES
 
 Pixels = npt.NDArray[np.uint8]
 Setting = float | int | str
@@ -207,7 +208,9 @@ def with_effort(plain: Codec, effort: int, tune: str = "psnr") -> Codec:
     assert isinstance(plain.encode, partial)
     encode = partial(plain.encode.func, **plain.encode.keywords, effort=effort, tune=tune)
     key, name = ("", "") if tune == "psnr" else (f"-{tune}", f", tune {tune}")
-    return replace(plain, key=f"{plain.key}{key}-effort-{effort}", name=f"{plain.name}{name}, effort {effort}", encode=encode)
+    rounds, steps = SCHEDULES[effort]
+    searched = replace(plain, key=f"{plain.key}{key}-effort-{effort}", name=f"{plain.name}{name}, effort {effort}", encode=encode)
+    return replace(searched, settings=f"{plain.settings}, {rounds} rounds of {steps} steps") if effort else searched
 
 
 def with_ladder(codec_: Codec, ladder: Sequence[Setting]) -> Codec:
