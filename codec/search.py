@@ -191,8 +191,8 @@ class Search:
             frame = part.grown(halo, context)
             rows, columns = frame.seen_from(context).slices
             shown = self._model.restore_window(decoded[:, rows, columns], quality, part.seen_from(frame), grey)
-            counts = torch.from_numpy(self._weight(part, part))[None, None].double()
-            error += float(self._measure(self._wanted(part).double(), counts)(_planes(shown).double()))
+            counts = torch.from_numpy(self._weight(part, part))[None, None]
+            error += float(self._measure(self._wanted(part).float(), counts)(_planes(shown).float()))
         return sum(bits) + weight * error
 
 
