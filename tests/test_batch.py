@@ -185,7 +185,10 @@ def test_an_interrupt_leaves_no_half_written_file(tmp_path: Path, tiny_model_fil
     for i in range(60):
         Image.fromarray(rng.integers(0, 256, (700, 900, 3), dtype=np.uint8)).save(source / f"{i}.bmp")
     command = [*PROGRAM, "compress", str(source), "-r", "-o", str(tmp_path / "out"), "--model", str(tiny_model_file), "--jobs", jobs]
+    # Shells have it ignored by what they start in the background, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     for _ in range(600):
         if any((tmp_path / "out").glob("*.rdae")):
             break
